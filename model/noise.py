@@ -1,0 +1,92 @@
+"""Counter-based Gaussian noise, keyed by (seed, stream, call, element).
+
+Philox4x32-10 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3", §3.3) and
+Box–Muller. A value depends on its key alone: not on the device, on the order in which rows are
+drawn, or on what they are batched with. 32-bit words are kept in int64 tensors.
+"""
+
+from __future__ import annotations
+
+import math
+from enum import IntEnum
+
+import torch
+from torch import Tensor
+
+_MASK = 0xFFFFFFFF
+_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
+_WEYL = (0x9E3779B9, 0xBB67AE85)
+_ROUNDS = 10
+
+
+class Stream(IntEnum):
+    """What noise is for. Two streams of one seed are independent."""
+
+    PRIOR = 0
+    STEP = 1
+    PROBE = 2
+    DEQUANTIZATION = 3
+    IMAGE_SEED = 4
+
+
+def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[Tensor, Tensor]) -> Tensor:
+    """Four 32-bit words for each counter: int64 tensors in, ``(4, …)`` int64 out (broadcast)."""
+    c0, c1, c2, c3 = counter
+    k0, k1 = key
+    for _ in range(_ROUNDS):
+        # The product of two 32-bit words wraps in int64; its bits are the right ones all the same.
+        first, second = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
+        c0, c1, c2, c3 = (
+            ((second >> 32) & _MASK) ^ c1 ^ k0,
+            second & _MASK,
+            ((first >> 32) & _MASK) ^ c3 ^ k1,
+            first & _MASK,
+        )
+        k0, k1 = (k0 + _WEYL[0]) & _MASK, (k1 + _WEYL[1]) & _MASK
+    return torch.stack((c0, c1, c2, c3))  # mixed by now, so of one shape
+
+
+def _words(seeds: Tensor, stream: Stream, call: int | Tensor, elements: int) -> Tensor:
+    """(rows, 4·ceil(elements/4)) words; seeds (rows,) int64, call an integer or (rows,) int64."""
+    blocks = torch.arange(-(-elements // 4), dtype=torch.int64, device=seeds.device)
+    seeds = seeds[:, None]
+    calls = torch.as_tensor(call, dtype=torch.int64, device=seeds.device).reshape(-1, 1)
+    streams = torch.full_like(blocks, int(stream))
+    counter = (blocks[None, :], calls & _MASK, streams[None, :], torch.zeros_like(calls))
+    words = philox(counter, (seeds & _MASK, (seeds >> 32) & _MASK))
+    return words.permute(1, 2, 0).reshape(len(seeds), -1)
+
+
+def uniform(seeds: Tensor, stream: Stream, call: int | Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Uniform float64 values in (0, 1), ``(rows, *shape)``; seeds ``(rows,)`` int64."""
+    elements = math.prod(shape)
+    words = _words(seeds, stream, call, elements)[:, :elements]
+    return ((words.double() + 0.5) * 2.0**-32).reshape(-1, *shape)
+
+
+def normal(seeds: Tensor, stream: Stream, call: int | Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Standard normal float64 values, ``(rows, *shape)``; seeds ``(rows,)`` int64."""
+    elements = math.prod(shape)
+    unit = (_words(seeds, stream, call, elements).double() + 0.5) * 2.0**-32
+    radius = (-2.0 * unit[:, 0::2].log()).sqrt()
+    turn = 2.0 * math.pi * unit[:, 1::2]
+    pairs = torch.stack((radius * turn.cos(), radius * turn.sin()), dim=-1)
+    return pairs.reshape(len(seeds), -1)[:, :elements].reshape(-1, *shape)
+
+
+def rademacher(seeds: Tensor, stream: Stream, call: int | Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Values −1 or +1 with equal chance, float64 ``(rows, *shape)``; seeds ``(rows,)`` int64."""
+    elements = math.prod(shape)
+    words = _words(seeds, stream, call, elements)[:, :elements]
+    return ((words >> 31) * 2 - 1).double().reshape(-1, *shape)
+
+
+def image_seeds(seed: int, count: int) -> list[int]:
+    """The seeds of images 0 … count−1 of a request with this seed.
+
+    53 bits each, so that JSON carries them exactly and a request with ``seeds`` can ask for one
+    image again.
+    """
+    calls = torch.arange(count, dtype=torch.int64)
+    words = _words(torch.full_like(calls, seed), Stream.IMAGE_SEED, calls, 2)
+    return [int(high) << 21 | int(low) >> 11 for high, low in words[:, :2].tolist()]

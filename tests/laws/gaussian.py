@@ -1,0 +1,37 @@
+"""Exact answers for Gaussian data, where ε is linear and a Plan's moments follow from its table.
+
+For x_0 ~ N(0, v I): ε(x, t) = σ x / (α² v + σ²).
+"""
+
+import torch
+from torch import Tensor
+
+from model.plan import EPS, Plan, Z
+from model.process import Process
+
+
+def marginal_variance(process: Process, t: float, v: float) -> float:
+    """Variance of x_t: α² v + σ²."""
+    time = torch.tensor(t, dtype=torch.float64)
+    return float(process.alpha(time).square() * v + process.sigma(time).square())
+
+
+def eps_factor(process: Process, times: Tensor, v: float) -> Tensor:
+    """c with ε = c x, at each time."""
+    alpha, sigma = process.alpha(times), process.sigma(times)
+    return sigma / (alpha.square() * v + sigma.square())
+
+
+def final_variance(plan: Plan, v: float, start_variance: float) -> float:
+    """Exact variance of the sample, by a recursion over the covariance of the registers (x, h, y).
+
+    The start is x = y ~ N(0, start_variance), h = 0.
+    """
+    covariance = torch.zeros(3, 3, dtype=torch.float64)
+    covariance[[0, 0, 2, 2], [0, 2, 0, 2]] = start_variance
+    for table, c in zip(plan.table, eps_factor(plan.process, plan.times, v), strict=True):
+        matrix = table[:, :3].clone()
+        matrix[:, 2] += table[:, EPS] * c
+        noise = table[:, Z]
+        covariance = matrix @ covariance @ matrix.T + torch.outer(noise, noise)
+    return float(covariance[0, 0])

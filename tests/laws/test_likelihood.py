@@ -1,0 +1,114 @@
+"""log p of a Gaussian mixture against its closed form."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from model.likelihood import Exact, Hutchinson, LogLikelihood, log_likelihood
+from model.pf_ode import Adaptive, encode
+from model.process import PROCESSES, Process, VPLinear
+from model.query import Condition, run
+from tests.laws.mixture import denoiser, draw, mixture
+
+NETWORK = mixture()
+D = 64
+NATS_PER_BIT_A_DIM = D * math.log(2.0)
+
+
+def solve(
+    process: Process,
+    x: Tensor,
+    *,
+    tolerance: float,
+    probes: int | None = None,
+    seed: int = 0,
+    label: int | None = None,
+) -> LogLikelihood:
+    operation = log_likelihood(
+        process,
+        x,
+        Condition.same(len(x), label),
+        Adaptive(tolerance=tolerance),
+        Exact() if probes is None else Hutchinson(probes=probes),
+        torch.arange(len(x)) + 1000 * seed,
+    )
+    return run(operation, denoiser(NETWORK))
+
+
+def with_exact_prior(process: Process, solved: LogLikelihood, x: Tensor) -> Tensor:
+    """log p with the mixture's own p_T in place of N(0, I), at the latent from a tight solve."""
+    latent = run(
+        encode(process, x, Condition.same(len(x)), Adaptive(tolerance=1e-9)), denoiser(NETWORK)
+    ).u
+    scale = process.scale(torch.tensor(process.t_max, dtype=torch.float64))
+    exact = NETWORK.log_prob(process, latent * scale, process.t_max) + D * scale.log()
+    standard = -0.5 * (latent.flatten(1).square().sum(1) + D * math.log(2.0 * math.pi))
+    return solved.log_likelihood - standard + exact
+
+
+@pytest.mark.parametrize("name", sorted(PROCESSES))
+def test_exact_trace_gives_the_closed_form(name: str) -> None:
+    process = PROCESSES[name](t_min=1e-3)
+    x = draw(NETWORK, 6)
+    found = with_exact_prior(process, solve(process, x, tolerance=1e-6), x)
+    truth = NETWORK.log_prob(process, x, process.t_min)
+    assert (found - truth).abs().max() / NATS_PER_BIT_A_DIM < 2e-4
+
+
+def test_a_tighter_tolerance_brings_a_smaller_error() -> None:
+    process = VPLinear(t_min=1e-3)
+    x = draw(NETWORK, 4)
+    truth = NETWORK.log_prob(process, x, process.t_min)
+    errors = [
+        float(
+            (with_exact_prior(process, solve(process, x, tolerance=tolerance), x) - truth)
+            .abs()
+            .max()
+        )
+        for tolerance in (1e-3, 1e-5, 1e-7)
+    ]
+    assert errors[0] > errors[1] > errors[2]
+    assert errors[2] / NATS_PER_BIT_A_DIM < 1e-6
+
+
+def test_the_class_asked_for_is_the_density_computed() -> None:
+    process = VPLinear(t_min=1e-3)
+    x = draw(NETWORK, 5)  # image i is of component i
+    right = solve(process, x[2:3], tolerance=1e-5, label=2)
+    wrong = solve(process, x[2:3], tolerance=1e-5, label=3)
+    time = torch.tensor([process.t_min], dtype=torch.float64)
+    variance = process.alpha(time) ** 2 * 0.25 + process.sigma(time) ** 2
+    centre = process.alpha(time) * NETWORK.means[2]
+    truth = -0.5 * ((x[2] - centre).square().sum() / variance + D * (2 * math.pi * variance).log())
+    assert float(right.log_likelihood) == pytest.approx(float(truth), abs=0.05)
+    assert float(wrong.log_likelihood) < float(truth) - 5
+
+
+def test_hutchinson_s_standard_error_covers_its_error() -> None:
+    """40 images at K = 8: within 4 standard errors in at least 38, and not idly wide."""
+    process = VPLinear(t_min=1e-3)
+    x = draw(NETWORK, 40)
+    exact = solve(process, x, tolerance=1e-5)
+    estimate = solve(process, x, tolerance=1e-5, probes=8)
+    score = (estimate.log_likelihood - exact.log_likelihood) / estimate.probe_error
+    assert int((score.abs() < 4).sum()) >= 38
+    assert float(score.square().mean()) > 0.3
+
+
+def test_probe_error_shrinks_with_the_square_root_of_the_probes() -> None:
+    process = VPLinear(t_min=1e-3)
+    x = draw(NETWORK, 24)
+    few, many = (
+        solve(process, x, tolerance=1e-3, probes=k).probe_error.square().mean().sqrt()
+        for k in (4, 16)
+    )
+    assert float(few / many) == pytest.approx(2.0, rel=0.35)
+
+
+def test_a_single_probe_has_no_standard_error_and_the_exact_trace_none() -> None:
+    process = VPLinear(t_min=1e-3)
+    x = draw(NETWORK, 2)
+    assert solve(process, x, tolerance=1e-2, probes=1).probe_error.isnan().all()
+    assert (solve(process, x, tolerance=1e-2).probe_error == 0).all()

@@ -1,0 +1,110 @@
+import pytest
+import torch
+
+from model.denoiser import REPRODUCIBLE_ROWS, Denoiser
+from model.noise import Stream, normal, rademacher
+from model.query import UNCONDITIONAL, Condition, Query
+from model.unet import UNet, UNetConfig
+from tests.laws.mixture import denoiser, draw, mixture
+
+SHAPE = (1, 8, 8)
+
+
+@pytest.fixture(scope="module")
+def unet() -> Denoiser:
+    torch.manual_seed(0)
+    config = UNetConfig(in_channels=1, channels=(16, 32), classes=3, head_channels=16)
+    network = UNet(config).eval().requires_grad_(False)
+    return Denoiser(
+        network=network, prediction="eps", dtype=torch.float32, device=torch.device("cpu")
+    )
+
+
+def query(rows: int, *, first: int = 0, **options: object) -> Query:
+    keys = torch.arange(first, first + rows)
+    settings = {
+        "u": normal(keys, Stream.PRIOR, 0, SHAPE),
+        "log_snr": torch.linspace(-5, 5, 64, dtype=torch.float64)[keys % 64],
+        "condition": Condition.same(rows, 1),
+        "image": torch.arange(rows),
+    }
+    return Query(**(settings | options))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("rows", [2, REPRODUCIBLE_ROWS, 41])
+@pytest.mark.parametrize("probes", [False, True])
+def test_reproducible_rows_are_the_same_to_the_bit_in_any_company(
+    unet: Denoiser, rows: int, probes: bool
+) -> None:
+    def ask(count: int) -> Query:
+        p = rademacher(torch.arange(count), Stream.PROBE, 0, (2, *SHAPE)) if probes else None
+        return query(count, probes=p, reproducible=True)
+
+    alone, crowd = unet(ask(1)), unet(ask(rows))
+    assert torch.equal(crowd.eps[:1], alone.eps)
+    if probes:
+        assert alone.divergence is not None
+        assert crowd.divergence is not None
+        assert torch.equal(crowd.divergence[:1], alone.divergence)
+
+
+def test_guidance_mixes_the_conditional_and_the_unconditional_model(unet: Denoiser) -> None:
+    plain = query(3)
+    conditional = unet(plain).eps
+    unconditional = unet(query(3, condition=Condition.same(3))).eps
+    weights = torch.tensor([1.0, 0.0, 2.5], dtype=torch.float64)
+    mixed = unet(query(3, condition=Condition(label=torch.ones(3).long(), guidance=weights))).eps
+    w = weights[:, None, None, None]
+    assert not torch.allclose(conditional, unconditional, atol=1e-3)
+    assert torch.allclose(mixed, unconditional + w * (conditional - unconditional), atol=1e-5)
+
+
+def test_guidance_applies_to_the_divergence_too(unet: Denoiser) -> None:
+    def divergence(condition: Condition) -> torch.Tensor:
+        found = unet(query(2, condition=condition, exact_trace=True)).divergence
+        assert found is not None
+        return found
+
+    conditional, unconditional = divergence(Condition.same(2, 1)), divergence(Condition.same(2))
+    mixed = divergence(Condition.same(2, 1, guidance=3.0))
+    expected = unconditional + 3.0 * (conditional - unconditional)
+    assert torch.allclose(mixed, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_an_unconditional_row_is_not_guided(unet: Denoiser) -> None:
+    condition = Condition.same(2, None, guidance=4.0)
+    assert (condition.label == UNCONDITIONAL).all()
+    found = unet(query(2, condition=condition)).eps
+    assert torch.equal(found, unet(query(2, condition=Condition.same(2))).eps)
+
+
+def test_exact_trace_is_the_jacobian_s() -> None:
+    network = mixture(components=3, shape=(1, 2, 2))
+    log_snr = torch.tensor([0.5, -2.0], dtype=torch.float64)
+    u = draw(network, 2)
+    asked = Query(
+        u=u,
+        log_snr=log_snr,
+        condition=Condition.same(2),
+        image=torch.arange(2),
+        exact_trace=True,
+    )
+    found = denoiser(network)(asked).divergence
+    assert found is not None
+    for i in range(2):
+
+        def eps(flat: torch.Tensor, i: int = i) -> torch.Tensor:
+            row = flat.reshape(1, 1, 2, 2)
+            return network(row, log_snr[i : i + 1], torch.tensor([-1])).flatten()
+
+        jacobian = torch.autograd.functional.jacobian(eps, u[i].flatten())
+        assert float(found[i, 0]) == pytest.approx(float(jacobian.trace()), rel=1e-10)
+
+
+def test_probing_every_axis_sums_to_the_exact_trace(unet: Denoiser) -> None:
+    axes = torch.eye(64, dtype=torch.float64).reshape(1, 64, *SHAPE)
+    forms = unet(query(1, probes=axes)).divergence
+    trace = unet(query(1, exact_trace=True)).divergence
+    assert forms is not None
+    assert trace is not None
+    assert float(forms.sum()) == pytest.approx(float(trace), rel=1e-4)

@@ -1,0 +1,1 @@
+"""The worker: claims jobs, advances them together on one device, hands out what they produce."""

@@ -1,0 +1,36 @@
+"""The worker's command."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+
+def register(app: typer.Typer) -> None:
+    """Add `fokker worker`."""
+    app.command()(worker)
+
+
+def worker(
+    models: Annotated[
+        Path | None,
+        typer.Option(help="Folder of *.safetensors checkpoints; the shipped models if left out."),
+    ] = None,
+) -> None:
+    """Run one worker until Ctrl-C: it serves jobs from the Redis at FOKKER_REDIS_URL."""
+    # OpenMP threads that spin while Redis and the API want the same cores slow everything down;
+    # read when torch is loaded, so it stands before the import.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    from model.checkpoint import CheckpointError
+    from service.settings import Settings, SettingsError
+    from worker.main import run_worker
+
+    given: dict[str, Any] = {} if models is None else {"models": models}
+    try:
+        run_worker(Settings(**given))
+    except (SettingsError, CheckpointError) as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(1) from error

@@ -1,0 +1,78 @@
+"""The courier: a thread that carries what jobs produce to Redis, in order.
+
+While Redis is away it keeps trying; a claim whose lease was lost is dropped, with all that was
+still to be written for it.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+import weakref
+from collections.abc import Callable
+
+import redis
+
+from service.jobs.lease import Claim, LeaseLost
+
+log = logging.getLogger(__name__)
+
+_RETRY_SECONDS = 0.5
+
+
+class Courier:
+    """Runs deliveries one after another until it is stopped."""
+
+    def __init__(self) -> None:
+        self._queue: queue.SimpleQueue[tuple[Claim, Callable[[], None]] | None] = (
+            queue.SimpleQueue()
+        )
+        self._lost: weakref.WeakSet[Claim] = weakref.WeakSet()
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="courier", daemon=True)
+
+    def start(self) -> None:
+        """Start the courier's thread."""
+        self._thread.start()
+
+    def stop(self, timeout: float) -> None:
+        """Deliver what is queued, for at most ``timeout`` seconds, and end the thread."""
+        self._queue.put(None)
+        self._thread.join(timeout)
+        self._stopping.set()
+
+    def send(self, claim: Claim, delivery: Callable[[], None]) -> None:
+        """Queue a delivery for a claim; never blocks."""
+        self._queue.put((claim, delivery))
+
+    def _run(self) -> None:
+        while (item := self._queue.get()) is not None:
+            claim, delivery = item
+            if claim not in self._lost:
+                self._deliver(claim, delivery)
+
+    def _deliver(self, claim: Claim, delivery: Callable[[], None]) -> None:
+        while True:
+            try:
+                return delivery()
+            except LeaseLost as lost:
+                log.warning("%s", lost)
+                self._lost.add(claim)
+                return None
+            except (redis.ConnectionError, redis.TimeoutError) as error:
+                log.warning("Redis is away (%s); trying again", error)
+                if self._stopping.wait(_RETRY_SECONDS):
+                    return None
+            except Exception:
+                log.exception("a delivery of job %s failed", claim.job.id)
+                return self._give_up(claim)
+
+    def _give_up(self, claim: Claim) -> None:
+        """A result that cannot be written fails its job, rather than leave it running for ever."""
+        self._lost.add(claim)
+        detail = "the result could not be encoded or stored; the worker's log has the reason"
+        try:
+            claim.fail({"type": "about:blank", "title": "Failed", "detail": detail})
+        except (redis.RedisError, LeaseLost) as error:
+            log.warning("job %s is left to the reaper: %s", claim.job.id, error)

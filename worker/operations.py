@@ -1,0 +1,237 @@
+"""From a job's parameters to an operation of the mathematics, and from its answer to a result.
+
+Each operation here is a generator like those in `model`: it asks queries and is sent answers, so
+the engine can advance it together with any other. It returns an `Outcome`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from model import likelihood, pf_ode
+from model.denoiser import REPRODUCIBLE_ROWS
+from model.grids import uniform
+from model.noise import image_seeds
+from model.plan import from_prior, replay
+from model.query import Condition, Operation
+from model.samplers import ddim, ddpm
+from service.jobs import parameters as p
+from service.jobs.arrays import pack, unpack
+from worker import pictures
+from worker.shelf import ServedModel
+
+
+@dataclass(frozen=True, kw_only=True)
+class Artifact:
+    """A named file; ``encode`` makes its bytes, away from the device's thread."""
+
+    name: str
+    media_type: str
+    encode: Callable[[], bytes]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What a job ends with: its result document (JSON values) and its artifacts."""
+
+    result: dict[str, Any]
+    artifacts: list[Artifact] = field(default_factory=list)
+
+
+class NotFiniteError(ArithmeticError):
+    """The model's answer is not a number; says for which images."""
+
+
+def start(served: ServedModel, job: p.Parameters, inputs: bytes | None) -> Operation[Outcome]:
+    """The operation of a job's parameters; ``inputs`` are its packed arrays."""
+    arrays = unpack(inputs)[0] if inputs is not None else {}
+    tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+    match job:
+        case p.GenerateParameters():
+            return generate(served, job, tensors.get("latents"))
+        case p.InvertParameters():
+            return invert(served, job, tensors["levels"])
+        case p.LoglikParameters():
+            return loglik(served, job, tensors["levels"])
+
+
+def generate(
+    served: ServedModel, job: p.GenerateParameters, latents: Tensor | None
+) -> Operation[Outcome]:
+    """Images from noise by any sampler, or from latents by the probability-flow ODE."""
+    spec, process = _data_and_process(served)
+    count = job.count if latents is None else len(latents)
+    seeds = list(job.seeds) if job.seeds is not None else image_seeds(job.seed or 0, count)
+    keys = torch.tensor(seeds, dtype=torch.int64)
+    condition = Condition.same(count, job.class_label, job.guidance)
+    converged: Tensor | None = None
+    if isinstance(job.sampler, p.PfOde):
+        scale = process.scale(torch.tensor(process.t_max, dtype=torch.float64))
+        start = from_prior(process, keys, spec.shape) / scale if latents is None else latents
+        flowed = yield from pf_ode.decode(process, start, condition, _solver(job.sampler.solver))
+        x, nfe, converged = flowed.u, flowed.nfe, flowed.converged
+    else:
+        times = uniform(process, job.sampler.steps)
+        if isinstance(job.sampler, p.Ddim):
+            plan = ddim(process, times, eta=job.sampler.eta)
+        else:
+            plan = ddpm(process, times)
+        x = yield from replay(plan, from_prior(process, keys, spec.shape), keys, condition)
+        nfe = torch.full((count,), plan.calls)
+    _require_finite(x)
+    images: list[dict[str, Any]] = [
+        {"index": i, "seed": seeds[i] if latents is None else None, "nfe": int(nfe[i])}
+        for i in range(count)
+    ]
+    for i, image in enumerate(images):
+        image["artifact"] = "images.npy" if job.format == "npy" else f"{i}.{job.format}"
+        if converged is not None:
+            image["converged"] = bool(converged[i])
+    artifacts, grid = _picture_artifacts(served, x, job.format)
+    return Outcome(result={"images": images, "grid": grid}, artifacts=artifacts)
+
+
+def invert(served: ServedModel, job: p.InvertParameters, levels: Tensor) -> Operation[Outcome]:
+    """The latent of each image, and how well decoding it with the same solver gives it back."""
+    spec, process = _data_and_process(served)
+    x = spec.to_model(levels)
+    condition = Condition.same(len(x), job.class_label, job.guidance)
+    solver = _solver(job.solver)
+    encoded = yield from pf_ode.encode(process, x, condition, solver)
+    _require_finite(encoded.u)
+    decoded = yield from pf_ode.decode(process, encoded.u, condition, solver)
+    # In [−1, 1] units whatever the model's range.
+    error = (decoded.u - x).abs().flatten(1) * (2.0 / (spec.high - spec.low))
+    name = "latents.safetensors"
+    images = [
+        {
+            "index": i,
+            "latent": {"artifact": name, "index": i},
+            "round_trip_rmse": _number(error[i].square().mean().sqrt()),
+            "round_trip_max_error": _number(error[i].max()),
+            "norm_ratio": _number(encoded.u[i].square().mean()),
+            "nfe": int(encoded.nfe[i]),
+            "converged": bool(encoded.converged[i] & decoded.converged[i]),
+        }
+        for i in range(len(x))
+    ]
+    metadata = {
+        "model": served.name,
+        "digest": served.checkpoint.digest,
+        "device": served.denoiser.device.type,
+        "reproducible_rows": str(REPRODUCIBLE_ROWS),
+        "solver": job.solver.model_dump_json(),
+        "class_label": str(job.class_label),
+        "guidance": str(job.guidance),
+    }
+    pack_latents = partial(pack, {"latents": encoded.u.numpy()}, metadata)
+    artifact = Artifact(name=name, media_type="application/vnd.safetensors", encode=pack_latents)
+    return Outcome(result={"images": images}, artifacts=[artifact])
+
+
+def loglik(served: ServedModel, job: p.LoglikParameters, levels: Tensor) -> Operation[Outcome]:
+    """log p of each image in nats and bits/dim, averaged over the dequantisation's samples."""
+    spec, process = _data_and_process(served)
+    count = len(levels)
+    samples = 1 if job.dequantization is None else job.dequantization.samples
+    # One row for every (image, sample), each with a seed of its own.
+    seeds = torch.tensor(
+        [image_seeds(seed, samples) for seed in image_seeds(job.seed or 0, count)]
+    ).reshape(-1)
+    rows = levels.repeat_interleave(samples, dim=0)
+    u = 0.5 if job.dequantization is None else likelihood.dequantize(rows, seeds)
+    solved = yield from likelihood.log_likelihood(
+        process,
+        spec.to_model(rows, u),
+        Condition.same(len(rows), job.class_label),
+        pf_ode.Adaptive(tolerance=job.solver.tolerance, max_calls=job.solver.max_calls),
+        _divergence(job.divergence),
+        seeds,
+    )
+    _require_finite(solved.log_likelihood)
+    by_image = {
+        name: getattr(solved, name).reshape(count, samples)
+        for name in ("log_likelihood", "prior", "volume", "probe_error", "nfe", "converged")
+    }
+    mean = by_image["log_likelihood"].mean(1)
+    spread = by_image["log_likelihood"].std(1) / math.sqrt(samples) if samples > 1 else None
+    images = [
+        {
+            "index": i,
+            "log_likelihood": _number(mean[i]),
+            "bits_per_dim": _number(spec.bits_per_dim(mean[i])),
+            "standard_error": {
+                "probe": _number(by_image["probe_error"][i].square().sum().sqrt() / samples),
+                "dequantization": None if spread is None else _number(spread[i]),
+            },
+            "prior": _number(by_image["prior"][i].mean()),
+            "volume": _number(by_image["volume"][i].mean()),
+            "nfe": int(by_image["nfe"][i].sum()),
+            "t_min": process.t_min,
+            "converged": bool(by_image["converged"][i].all()),
+        }
+        for i in range(count)
+    ]
+    return Outcome(result={"images": images})
+
+
+def _data_and_process(served: ServedModel) -> tuple[Any, Any]:
+    description = served.checkpoint.description
+    return description.data, description.process
+
+
+def _solver(solver: p.Euler | p.Heun | p.Adaptive) -> pf_ode.Solver:
+    if isinstance(solver, p.Adaptive):
+        return pf_ode.Adaptive(tolerance=solver.tolerance, max_calls=solver.max_calls)
+    return pf_ode.FixedGrid(name=solver.name, steps=solver.steps)
+
+
+def _divergence(divergence: p.Hutchinson | p.Exact) -> likelihood.Divergence:
+    if isinstance(divergence, p.Exact):
+        return likelihood.Exact()
+    return likelihood.Hutchinson(probes=divergence.probes)
+
+
+def _picture_artifacts(
+    served: ServedModel, x: Tensor, kind: str
+) -> tuple[list[Artifact], str | None]:
+    """One file an image and a grid, or one array of levels; the grid's name if there is one."""
+    spec = served.checkpoint.description.data
+    media_type = pictures.MEDIA_TYPES[kind]
+    if kind == "npy":
+        encode = partial(pictures.npy, spec.to_levels(x).numpy().astype(np.float64))
+        return [Artifact(name="images.npy", media_type=media_type, encode=encode)], None
+    pixels = pictures.to_bytes(spec, x)
+    artifacts = [
+        Artifact(
+            name=f"{i}.{kind}", media_type=media_type, encode=partial(pictures.encode, one, kind)
+        )
+        for i, one in enumerate(pixels)
+    ]
+    sheet = partial(pictures.encode, pictures.grid(pixels), "png")
+    artifacts.append(Artifact(name="grid.png", media_type="image/png", encode=sheet))
+    return artifacts, "grid.png"
+
+
+def _require_finite(values: Tensor) -> None:
+    finite = torch.isfinite(values).reshape(len(values), -1).all(1)
+    if not finite.all():
+        wrong = (~finite).nonzero().squeeze(1).tolist()
+        raise NotFiniteError(
+            f"the model's answer is not finite for images {wrong}; "
+            "the checkpoint may be damaged, or guidance too strong"
+        )
+
+
+def _number(value: Tensor) -> float | None:
+    """A JSON number, None where there is none (the error of a single probe)."""
+    number = float(value)
+    return number if math.isfinite(number) else None
