@@ -75,6 +75,16 @@ class EmaSection(_Section):
     decay: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.999
 
 
+class EvaluateSection(_Section):
+    """What is measured once the weights are there; see `training.evaluation`."""
+
+    tolerance: Annotated[float, Field(gt=0.0)] = 1e-3
+    probes: Annotated[int, Field(ge=1)] = 8
+    max_calls: Annotated[int, Field(ge=9)] = 2000
+    sample_steps: Annotated[int, Field(ge=2)] = 250
+    samples_per_class: Annotated[int, Field(ge=8)] = 20
+
+
 class Config(_Section):
     """A whole run."""
 
@@ -84,6 +94,7 @@ class Config(_Section):
     objective: ObjectiveSection = ObjectiveSection()
     train: TrainSection = TrainSection()
     ema: EmaSection = EmaSection()
+    evaluate: EvaluateSection = EvaluateSection()
 
     @classmethod
     def read(cls, path: Path) -> Config:

@@ -39,9 +39,9 @@ def held_out_bits_per_dim(
     split: Split,
     *,
     conditional: bool,
+    solver: Adaptive,
+    probes: int,
     seed: int = 0,
-    tolerance: float = 1e-3,
-    probes: int = 8,
 ) -> BitsPerDim:
     """PF-ODE bits/dim at the checkpoint's t_min, uniform dequantisation, one sample an image.
 
@@ -63,7 +63,7 @@ def held_out_bits_per_dim(
             description.process,
             x,
             condition,
-            Adaptive(tolerance=tolerance),
+            solver,
             likelihood.Hutchinson(probes=probes),
             keys,
         )

@@ -53,7 +53,7 @@ def card(
         "",
         f"![samples]({name}.png)",
         "",
-        "Samples: DDPM, 250 steps, no guidance; one class a column.",
+        f"Samples: DDPM, {config.evaluate.sample_steps} steps, no guidance; one class a column.",
         "",
         "| | |",
         "|---|---|",
@@ -69,13 +69,15 @@ def card(
     if conditional is not None:
         lines.append(f"| held-out bits/dim, given the class | {_bits(conditional)} |")
     if accuracy is not None:
-        lines.append(f"| samples given their asked class by a classifier | {accuracy:.1%} of 200 |")
+        count = data.classes * config.evaluate.samples_per_class
+        lines.append(f"| samples given their asked class | {accuracy:.1%} of {count} |")
     lines += [
         f"| checkpoint | `{checkpoint.digest}` |",
         "",
         "bits/dim: probability-flow ODE at the checkpoint's own t_min "
         f"({process.t_min:g}, the smallest time it was trained on), over the whole held-out split, "
-        "uniform dequantisation with one sample an image, 8 Rademacher probes, tolerance 1e-3; "
+        "uniform dequantisation with one sample an image, "
+        f"{config.evaluate.probes} Rademacher probes, tolerance {config.evaluate.tolerance:g}; "
         "± is the standard error over images. The part of the likelihood below t_min is left out. "
         "The classifier is a logistic regression on the real training images.",
         "",

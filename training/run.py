@@ -22,7 +22,9 @@ from rich.progress import (
 
 from model import checkpoint as checkpoints
 from model.checkpoint import Checkpoint, Description
+from model.pf_ode import Adaptive
 from model.process import Process
+from model.query import UNCONDITIONAL
 from model.unet import UNetConfig
 from training import evaluation, loop, report
 from training.config import Config
@@ -31,7 +33,6 @@ from training.data import Dataset, digits
 SOURCES = {"digits": digits}
 
 _LOSS_WINDOW = 200
-_SAMPLES_PER_CLASS = 20
 
 
 def run(config: Config, *, name: str, out: Path, command: str) -> Checkpoint:
@@ -64,12 +65,11 @@ def run(config: Config, *, name: str, out: Path, command: str) -> Checkpoint:
     console.print(f"wrote {path} after {seconds:.0f} s; evaluating")
 
     checkpoint = checkpoints.load(path)
-    held_out = dataset.held_out
     conditional = None
     if architecture.classes:
-        conditional = evaluation.held_out_bits_per_dim(checkpoint, held_out, conditional=True)
-    unconditional = evaluation.held_out_bits_per_dim(checkpoint, held_out, conditional=False)
-    accuracy = _sample_grid(checkpoint, dataset, out / f"{name}.png")
+        conditional = _held_out_bits(checkpoint, dataset, config, conditional=True)
+    unconditional = _held_out_bits(checkpoint, dataset, config, conditional=False)
+    accuracy = _sample_grid(checkpoint, dataset, config, out / f"{name}.png")
     text = report.card(
         name=name,
         command=command,
@@ -142,14 +142,29 @@ def _summary(config: Config, dataset: Dataset, loss: float) -> dict[str, Any]:
     }
 
 
-def _sample_grid(checkpoint: Checkpoint, dataset: Dataset, path: Path) -> float | None:
+def _held_out_bits(
+    checkpoint: Checkpoint, dataset: Dataset, config: Config, *, conditional: bool
+) -> evaluation.BitsPerDim:
+    section = config.evaluate
+    return evaluation.held_out_bits_per_dim(
+        checkpoint,
+        dataset.held_out,
+        conditional=conditional,
+        solver=Adaptive(tolerance=section.tolerance, max_calls=section.max_calls),
+        probes=section.probes,
+    )
+
+
+def _sample_grid(
+    checkpoint: Checkpoint, dataset: Dataset, config: Config, path: Path
+) -> float | None:
     """Save a grid, one class a column; the share of samples with the class that was asked for."""
-    classes = dataset.spec.classes
-    if not classes or not isinstance(checkpoint.description.architecture, UNetConfig):
-        labels = torch.full((64,), -1)
-    else:
-        labels = torch.arange(classes).repeat(_SAMPLES_PER_CLASS)
-    x = evaluation.samples(checkpoint, labels)
+    section = config.evaluate
+    classes = dataset.spec.classes if config.model.class_conditional else 0
+    labels = torch.arange(classes).repeat(section.samples_per_class)
+    if not classes:
+        labels = torch.full((64,), UNCONDITIONAL)
+    x = evaluation.samples(checkpoint, labels, steps=section.sample_steps)
     columns = classes or 8
     report.save_grid(path, dataset.spec, x[: 8 * columns], columns)
     if not classes:

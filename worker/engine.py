@@ -64,7 +64,7 @@ class Engine:
         self._shelf = shelf
         self._courier = courier
         self._active: list[ActiveJob] = []
-        self._arrivals: list[Claim] = []
+        self._arrivals: list[tuple[Claim, bytes | None]] = []
         self._changed = threading.Condition()
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
@@ -84,19 +84,19 @@ class Engine:
     def wait_for_room(self) -> bool:
         """Block until another job may be claimed; False when the engine is stopping."""
         with self._changed:
-            self._changed.wait_for(lambda: self._stopping or self._has_room())
+            self._changed.wait_for(lambda: self._stopping or self.has_room())
             return not self._stopping
 
-    def admit(self, claim: Claim) -> None:
-        """Take over a claimed job; it starts at the next tick."""
+    def admit(self, claim: Claim, inputs: bytes | None) -> None:
+        """Take over a claimed job with its packed arrays; it starts at the next tick."""
         with self._changed:
-            self._arrivals.append(claim)
+            self._arrivals.append((claim, inputs))
             self._changed.notify_all()
 
     def claims(self) -> list[Claim]:
         """The claims that must be kept alive."""
         with self._changed:
-            return [job.claim for job in self._active] + list(self._arrivals)
+            return [*(job.claim for job in self._active), *(claim for claim, _ in self._arrivals)]
 
     def stop_job(self, claim: Claim, reason: str) -> None:
         """Make a job leave at the next tick: "cancel" or "lost"."""
@@ -105,7 +105,8 @@ class Engine:
                 if job.claim is claim:
                     job.stop = reason
 
-    def _has_room(self) -> bool:
+    def has_room(self) -> bool:
+        """Whether another job may be claimed now."""
         return not self._arrivals and sum(len(job.query.u) for job in self._active) < ROOM
 
     def _run(self) -> None:
@@ -117,7 +118,7 @@ class Engine:
             self.tick()
         for job in self._active:
             self._courier.send(job.claim, job.claim.release)
-        for claim in self._arrivals:
+        for claim, _ in self._arrivals:
             self._courier.send(claim, claim.release)
 
     def tick(self) -> None:
@@ -137,19 +138,19 @@ class Engine:
     def _admit_arrivals(self) -> None:
         with self._changed:
             arrivals, self._arrivals = self._arrivals, []
-        for claim in arrivals:
+        for claim, inputs in arrivals:
             try:
-                job = self._begin(claim)
+                job = self._begin(claim, inputs)
             except Exception as error:
                 self._fail(claim, error)
                 continue
             with self._changed:
                 self._active.append(job)
 
-    def _begin(self, claim: Claim) -> ActiveJob:
+    def _begin(self, claim: Claim, inputs: bytes | None) -> ActiveJob:
         served = self._shelf.models[claim.job.digest]
         parameters = p.OPERATIONS[claim.job.operation].model_validate(claim.job.parameters)
-        operation = start(served, parameters, claim.inputs())
+        operation = start(served, parameters, inputs)
         return ActiveJob(
             claim=claim,
             served=served,

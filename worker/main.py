@@ -5,6 +5,7 @@ Celery runs with a pool of threads and one task, which ends as soon as the engin
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import secrets
@@ -37,8 +38,7 @@ class Keeper:
         self._thread = threading.Thread(target=self._run, name="keeper", daemon=True)
 
     def start(self) -> None:
-        """Announce the models, then go on in a thread."""
-        self._announce()
+        """Start the thread."""
         self._thread.start()
 
     def stop(self) -> None:
@@ -50,18 +50,18 @@ class Keeper:
         lease = self._store.settings.lease
         pause = min(lease / 4, 0.25)  # a cancellation is noticed within this time
         rounds = max(1, round(lease / 4 / pause))
-        count = 0
-        while not self._stopping.wait(pause):
-            count += 1
+        for count in itertools.count():
             try:
                 self._renew()
                 if count % rounds == 0:
-                    self._announce()
+                    self._store.announce(self._shelf.cards, lease)
                     self._store.reap()
             except redis.RedisError as error:
                 log.warning("Redis does not answer: %s", error)
             except Exception:
                 log.exception("the keeper goes on after an error")
+            if self._stopping.wait(pause):
+                return
 
     def _renew(self) -> None:
         for claim in self._engine.claims():
@@ -69,13 +69,9 @@ class Keeper:
             if held != "held":
                 self._engine.stop_job(claim, held)
 
-    def _announce(self) -> None:
-        self._store.announce(self._shelf.cards, self._store.settings.lease)
-
 
 def run_worker(settings: Settings) -> None:
     """Serve jobs until SIGTERM or SIGINT; jobs still running then are handed back."""
-    # Progress of many small jobs and Redis share the cores with the network.
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     shelf = Shelf(settings.models or SHIPPED, device)
     celery = make_celery(settings.require_redis())
@@ -92,7 +88,7 @@ def run_worker(settings: Settings) -> None:
             return
         claim = store.claim(job_id, shelf.models.keys())
         if claim is not None:
-            engine.admit(claim)
+            engine.admit(claim, claim.inputs())
 
     celery.task(name=TASK_NAME)(run)
 

@@ -1,0 +1,49 @@
+"""Hints: Celery messages that say that a job is waiting, and nothing more.
+
+A hint may be lost, doubled or late; the job itself is in Redis, owned through a lease.
+"""
+
+from celery import Celery
+
+from service.jobs import keys
+
+TASK_NAME = "fokker.run"
+
+
+def make_celery(redis_url: str) -> Celery:
+    """The Celery application of both sides; the worker registers its task on it."""
+    app = Celery("fokker", broker=redis_url)
+    app.conf.update(
+        task_ignore_result=True,
+        task_acks_late=True,
+        worker_prefetch_multiplier=1,
+        task_serializer="json",
+        accept_content=["json"],
+        task_default_queue=keys.HINTS,
+        # A hint is acknowledged once its job is claimed, so this is far above any wait.
+        broker_transport_options={
+            "visibility_timeout": 3600,
+            "socket_timeout": 5,
+            "socket_connect_timeout": 5,
+        },
+        broker_connection_retry_on_startup=True,
+        worker_soft_shutdown_timeout=10,
+        worker_enable_soft_shutdown_on_idle=True,
+        worker_hijack_root_logger=False,
+    )
+    return app
+
+
+class Hinter:
+    """Sends hints; safe to share between threads."""
+
+    def __init__(self, celery: Celery) -> None:
+        self._celery = celery
+
+    def hint(self, job_id: str) -> None:
+        """Say that `job_id` waits. Raises kombu's `OperationalError` if the broker is away."""
+        self._celery.send_task(TASK_NAME, args=[job_id], retry=False)
+
+    def close(self) -> None:
+        """Give the connections back."""
+        self._celery.close()

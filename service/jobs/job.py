@@ -1,0 +1,126 @@
+"""What a job is, and which moves between its statuses are legal."""
+
+import json
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from service.jobs import keys
+
+
+class Status(StrEnum):
+    """Where a job stands; `aborted` is a job whose deadline passed before it started."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELED = "canceled"
+    ABORTED = "aborted"
+
+    @property
+    def finished(self) -> bool:
+        """Whether this status is the last one of its job."""
+        return not TRANSITIONS[self]
+
+
+TRANSITIONS: dict[Status, frozenset[Status]] = {
+    Status.QUEUED: frozenset({Status.RUNNING, Status.CANCELED, Status.ABORTED}),
+    Status.RUNNING: frozenset({Status.QUEUED, Status.SUCCEEDED, Status.FAILED, Status.CANCELED}),
+    Status.SUCCEEDED: frozenset(),
+    Status.FAILED: frozenset(),
+    Status.CANCELED: frozenset(),
+    Status.ABORTED: frozenset(),
+}
+"""The legal moves; the scripts that run inside Redis check against this very table."""
+
+FINISHED = frozenset(status for status in Status if status.finished)
+"""The statuses that end a job; each is also the type of the event that ends its stream."""
+
+
+def new_job_id() -> str:
+    """An id that cannot be guessed (144 bits), is safe in a URL and never starts with `-`."""
+    while (job_id := secrets.token_urlsafe(18)).startswith("-"):
+        pass
+    return job_id
+
+
+@dataclass(frozen=True)
+class Job:
+    """One request and what became of it. Times are seconds of Redis's clock."""
+
+    id: str
+    operation: str
+    model: str
+    digest: str  # of the checkpoint that must answer, also on a retry
+    parameters: dict[str, Any]
+    owner: str = ""
+    status: Status = Status.QUEUED
+    attempt: int = 1
+    created: float | None = None
+    started: float | None = None
+    finished: float | None = None
+    error: dict[str, Any] | None = None  # type, title, detail
+    result: dict[str, Any] | None = None
+    cancel_requested: bool = False
+    artifacts: dict[str, str] = field(default_factory=dict)  # name → media type
+    last_event: str | None = None  # id of the terminal event
+
+    def to_hash(self) -> dict[str, str]:
+        """The fields that a new job is stored with; what is None is left out."""
+        fields = {
+            "id": self.id,
+            "operation": self.operation,
+            "model": self.model,
+            "digest": self.digest,
+            "parameters": json.dumps(self.parameters),
+            "owner": self.owner,
+            "status": self.status.value,
+            "attempt": str(self.attempt),
+            "cancel_requested": str(int(self.cancel_requested)),
+        }
+        for name in ("created", "started", "finished"):
+            if (time := getattr(self, name)) is not None:
+                fields[name] = f"{time:.6f}"
+        for name in ("error", "result"):
+            if (value := getattr(self, name)) is not None:
+                fields[name] = json.dumps(value)
+        if self.last_event is not None:
+            fields["last_event"] = self.last_event
+        return fields | {keys.ARTIFACT + name: kind for name, kind in self.artifacts.items()}
+
+    @classmethod
+    def from_hash(cls, stored: Mapping[bytes, bytes]) -> "Job":
+        """The job of a Redis hash, as `to_hash` and the scripts leave it."""
+        text = {name.decode(): value.decode() for name, value in stored.items()}
+
+        def time(name: str) -> float | None:
+            return float(text[name]) if name in text else None
+
+        def document(name: str) -> dict[str, Any] | None:
+            return json.loads(text[name]) if name in text else None
+
+        return cls(
+            id=text["id"],
+            operation=text["operation"],
+            model=text["model"],
+            digest=text["digest"],
+            parameters=json.loads(text["parameters"]),
+            owner=text["owner"],
+            status=Status(text["status"]),
+            attempt=int(text["attempt"]),
+            created=time("created"),
+            started=time("started"),
+            finished=time("finished"),
+            error=document("error"),
+            result=document("result"),
+            cancel_requested=text["cancel_requested"] == "1",
+            artifacts={
+                name.removeprefix(keys.ARTIFACT): kind
+                for name, kind in text.items()
+                if name.startswith(keys.ARTIFACT)
+            },
+            last_event=text.get("last_event"),
+        )

@@ -1,0 +1,54 @@
+"""Every Redis key of the service, in one place."""
+
+PREFIX = "fokker:"
+
+QUEUED = PREFIX + "queued"
+"""Sorted set: ids of the queued jobs, scored by when they were last hinted (Redis's seconds)."""
+
+RUNNING = PREFIX + "running"
+"""Sorted set: ids of the running jobs, scored by when their lease ends (Redis's seconds)."""
+
+MODELS = PREFIX + "models"
+"""Hash: model name to its card as JSON. It outlives the workers that announced it."""
+
+WORKERS = PREFIX + "workers"
+"""Set: ids of the workers that announced themselves, alive or not."""
+
+REAPER = PREFIX + "reaper"
+"""The reaper's lock."""
+
+HINTS = "fokker"
+"""List: Celery's queue of hints, hence without a prefix."""
+
+ARTIFACT = "artifact:"
+"""Prefix, in a job's hash, of the fields that hold the media type of an artifact."""
+
+
+def job(job_id: str) -> str:
+    """Hash: the job itself."""
+    return f"{PREFIX}job:{job_id}"
+
+
+def events(job_id: str) -> str:
+    """Stream: the job's progress."""
+    return f"{job(job_id)}:events"
+
+
+def inputs(job_id: str) -> str:
+    """Bytes: the job's packed arrays."""
+    return f"{job(job_id)}:inputs"
+
+
+def artifact(job_id: str, name: str) -> str:
+    """Bytes: one artifact of the job."""
+    return f"{job(job_id)}:{ARTIFACT}{name}"
+
+
+def worker(worker_id: str) -> str:
+    """JSON list of the models that a live worker serves; it expires with the worker."""
+    return f"{PREFIX}worker:{worker_id}"
+
+
+def of_job(job_id: str) -> list[str]:
+    """The keys that a script of `scripts` gets, in the order in which its prelude names them."""
+    return [job(job_id), events(job_id), inputs(job_id), QUEUED, RUNNING]

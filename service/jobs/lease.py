@@ -1,0 +1,192 @@
+"""The worker's side of the job store: claim a job, own it through a lease, hand it back.
+
+A lease is a token in the job's hash and the time it ends in an index. Every write runs in Redis
+behind a check of the token, so a worker that lost its lease changes nothing (`LeaseLost`).
+"""
+
+import json
+import secrets
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, Literal, cast
+
+import redis
+
+from service.jobs import keys, scripts
+from service.jobs.job import Job, Status
+from service.settings import Settings
+
+Held = Literal["held", "cancel", "lost"]
+
+LEASE_EXPIRED: dict[str, Any] = {
+    "type": "about:blank",
+    "title": "Worker lost",
+    "detail": "the worker stopped answering while it ran this job, on the last attempt allowed; "
+    "submit the request again",
+}
+
+
+class LeaseLost(Exception):  # noqa: N818 - it is news, not a mistake
+    """The job is no longer this worker's: stop working on it, and write nothing more."""
+
+    def __init__(self, job_id: str) -> None:
+        super().__init__(f"the lease on job {job_id} is lost; another worker may own it now")
+
+
+class WorkerStore:
+    """What one worker does with jobs, over a blocking Redis client; safe between threads."""
+
+    def __init__(self, settings: Settings, worker_id: str, hint: Callable[[str], None]) -> None:
+        """`hint(job_id)` says to the workers that a job waits, as `hints.Hinter.hint`."""
+        self.worker_id = worker_id
+        self.settings = settings
+        self.hint = hint
+        self._redis: redis.Redis = redis.Redis.from_url(settings.require_redis())
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._redis.close()
+
+    def run(self, script: str, job_id: str, data: bytes | None = None, /, **named: Any) -> Any:
+        """Run one of `scripts` on a job."""
+        named |= {"ttl": self.settings.job_ttl, "stream_length": self.settings.stream_length}
+        call = self._redis.register_script(scripts.source(script))
+        return call(keys.of_job(job_id), scripts.arguments(job_id, data, **named))
+
+    def claim(self, job_id: str, digests: Collection[str]) -> "Claim | None":
+        """Own a queued job of one of these checkpoints; None if it is not to be had."""
+        token = secrets.token_hex(16)
+        flat = self.run(
+            "claim",
+            job_id,
+            token=token,
+            lease=self.settings.lease,
+            worker=self.worker_id,
+            digests=list(digests),
+        )
+        if flat is None:
+            return None
+        return Claim(self, Job.from_hash(dict(zip(flat[::2], flat[1::2], strict=True))), token)
+
+    def inputs(self, job_id: str) -> bytes | None:
+        """The packed arrays of a job (see `arrays`), None if it has none."""
+        return cast(bytes | None, self._redis.get(keys.inputs(job_id)))
+
+    def announce(self, cards: Sequence[Mapping[str, Any]], ttl: float) -> None:
+        """Enter models in the registry, and be alive for `ttl` more seconds."""
+        with self._redis.pipeline() as batch:
+            for card in cards:
+                batch.hset(keys.MODELS, card["name"], json.dumps(card))
+            names = json.dumps([card["name"] for card in cards])
+            batch.set(keys.worker(self.worker_id), names, px=int(ttl * 1000))
+            batch.sadd(keys.WORKERS, self.worker_id)
+            batch.execute()
+
+    def withdraw(self) -> None:
+        """Be alive no more; the models stay in the registry."""
+        self._redis.delete(keys.worker(self.worker_id))
+        self._redis.srem(keys.WORKERS, self.worker_id)
+
+    def reap(self) -> int:
+        """Settle running jobs whose lease ended and hint forgotten ones; how many were requeued.
+
+        To be called every quarter of a lease by every worker: a lock lets one of them through.
+        Nothing is reaped for one lease after Redis started, since no owner could renew before.
+        """
+        lease = self.settings.lease
+        if not self._redis.set(keys.REAPER, self.worker_id, nx=True, px=int(lease * 250) or 1):
+            return 0
+        if self._redis.info("server")["uptime_in_seconds"] < lease:
+            return 0
+        now = self._now()
+        requeued = 0
+        for raw in cast(list[bytes], self._redis.zrangebyscore(keys.RUNNING, "-inf", now)):
+            requeued += self._reap_one(raw.decode())
+        self._hint_forgotten(now - lease)
+        return requeued
+
+    def _reap_one(self, job_id: str) -> int:
+        outcome = self.run(
+            "reap",
+            job_id,
+            attempts=self.settings.attempts,
+            reason="the worker stopped answering",
+            error=json.dumps(LEASE_EXPIRED),
+            failed=json.dumps({"error": LEASE_EXPIRED}),
+            canceled=json.dumps({"reason": "requested"}),
+        )
+        if outcome != b"queued":
+            return 0
+        self.hint(job_id)
+        return 1
+
+    def _hint_forgotten(self, before: float) -> None:
+        """Hint the jobs not hinted since `before`, but never more hints than jobs waiting."""
+        missing = self._redis.zcard(keys.QUEUED) - self._redis.llen(keys.HINTS)
+        if missing <= 0:
+            return
+        forgotten = self._redis.zrangebyscore(keys.QUEUED, "-inf", before, start=0, num=missing)
+        for raw in cast(list[bytes], forgotten):
+            self.hint(raw.decode())
+            self._redis.zadd(keys.QUEUED, {raw: self._now()}, xx=True)
+
+    def _now(self) -> float:
+        seconds, microseconds = self._redis.time()
+        return seconds + microseconds / 1e6
+
+
+class Claim:
+    """A job owned by this worker, until it ends, is released, or its lease runs out."""
+
+    def __init__(self, store: WorkerStore, job: Job, token: str) -> None:
+        self.job = job
+        self._store = store
+        self._token = token
+
+    def inputs(self) -> bytes | None:
+        """The job's packed arrays (see `arrays`), None if it has none."""
+        return self._store.inputs(self.job.id)
+
+    def renew(self) -> Held:
+        """Prolong the lease: "held", "cancel" (held, but its owner asks to stop) or "lost"."""
+        lease = self._store.settings.lease
+        answer: bytes = self._store.run("renew", self.job.id, token=self._token, lease=lease)
+        return cast(Held, answer.decode())
+
+    def event(self, kind: str, data: Mapping[str, Any]) -> None:
+        """Append a `step` or `preview` event. Raises `LeaseLost`."""
+        self._write("event", type=kind, data=json.dumps(data))
+
+    def put_artifact(self, name: str, media_type: str, data: bytes) -> None:
+        """Store an artifact, replacing one of that name. Raises `LeaseLost`."""
+        self._write("artifact", data, name=name, media_type=media_type)
+
+    def succeed(self, result: Mapping[str, Any]) -> None:
+        """End the job with its result. Raises `LeaseLost`."""
+        self._finish(Status.SUCCEEDED, "result", result)
+
+    def fail(self, error: Mapping[str, Any]) -> None:
+        """End the job with an error: type, title, detail. Raises `LeaseLost`."""
+        self._finish(Status.FAILED, "error", error)
+
+    def cancel(self, reason: str) -> None:
+        """End the job as canceled. Raises `LeaseLost`."""
+        data = json.dumps({"reason": reason})
+        self._write("finish", status=Status.CANCELED, data=data)
+
+    def release(self, reason: str = "the worker is shutting down") -> None:
+        """Hand the job back to the queue, at the same attempt. Raises `LeaseLost`."""
+        self._write("release", reason=reason, canceled=json.dumps({"reason": "requested"}))
+        self._store.hint(self.job.id)
+
+    def _finish(self, status: Status, field: str, document: Mapping[str, Any]) -> None:
+        self._write(
+            "finish",
+            status=status,
+            field=field,
+            document=json.dumps(document, allow_nan=False),
+            data=json.dumps({field: document}, allow_nan=False),
+        )
+
+    def _write(self, script: str, data: bytes | None = None, /, **named: Any) -> None:
+        if not self._store.run(script, self.job.id, data, token=self._token, **named):
+            raise LeaseLost(self.job.id)

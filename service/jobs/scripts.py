@@ -1,0 +1,36 @@
+"""The scripts that Redis runs: each move of a job is one of them, hence atomic.
+
+Each file of this folder is one script behind `prelude.lua`; the legal transitions and the names
+that they share with Python are written in front from their one place.
+"""
+
+import json
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+from service.jobs import keys
+from service.jobs.job import TRANSITIONS
+
+
+@cache
+def source(name: str) -> str:
+    """The Lua text of the script `name`, ready to run."""
+    folder = files("service.jobs")
+    prelude = folder.joinpath("prelude.lua").read_text()
+    return "\n".join((_shared(), prelude, folder.joinpath(f"{name}.lua").read_text()))
+
+
+def arguments(job_id: str, data: bytes | None = None, /, **named: Any) -> list[str | bytes]:
+    """ARGV of a script: named arguments as JSON, then bytes if the script stores any."""
+    named["id"] = job_id
+    encoded = json.dumps({name: value for name, value in named.items() if value is not None})
+    return [encoded] if data is None else [encoded, data]
+
+
+def _shared() -> str:
+    moves = ", ".join(
+        f"{status} = {{{', '.join(f'{target} = true' for target in sorted(targets))}}}"
+        for status, targets in TRANSITIONS.items()
+    )
+    return f"local LEGAL = {{{moves}}}\nlocal ARTIFACT = '{keys.ARTIFACT}'"

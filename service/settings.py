@@ -1,0 +1,61 @@
+"""Every setting of the service, read from the environment as `FOKKER_<NAME>`.
+
+A `Settings` is built once at start and handed down; nothing reads the environment at import.
+"""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class SettingsError(ValueError):
+    """A setting is missing or unusable; the message names its environment variable."""
+
+
+class Settings(BaseSettings):
+    """The settings of API and worker; times are in seconds, sizes in bytes."""
+
+    model_config = SettingsConfigDict(env_prefix="FOKKER_", frozen=True, extra="forbid")
+
+    redis_url: str | None = Field(
+        default=None,
+        description="Redis server that holds jobs and hints, e.g. redis://localhost:6379/0.",
+    )
+    models: Path | None = Field(
+        default=None, description="Folder of *.safetensors checkpoints; the shipped ones if unset."
+    )
+    host: str = Field(default="127.0.0.1", description="Address that the API listens on.")
+    port: int = Field(default=8000, ge=0, le=65_535, description="Port that the API listens on.")
+    job_ttl: int = Field(
+        default=86_400, ge=1, description="Seconds that a finished job and its artifacts are kept."
+    )
+    max_count: int = Field(default=256, ge=1, description="Images of one request.")
+    max_steps: int = Field(default=4000, ge=1, description="Steps, or solver calls, of one image.")
+    max_pixels: int = Field(
+        default=16_777_216, ge=1, description="Pixels that one uploaded image may declare."
+    )
+    max_body: int = Field(default=64 * 2**20, ge=1, description="Bytes of one request body.")
+    max_wait: float = Field(default=60.0, ge=0, description="Cap of `Prefer: wait=N`, in seconds.")
+    lease: float = Field(
+        default=15.0,
+        gt=0,
+        description="Seconds without a sign of life after which a worker loses a job.",
+    )
+    attempts: int = Field(
+        default=2, ge=1, description="Times that a job is started before it fails."
+    )
+    stream_length: int = Field(default=1000, ge=10, description="Events kept of one job (about).")
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
+        default="INFO", description="Least severe log line that is written."
+    )
+
+    def require_redis(self) -> str:
+        """The Redis URL; raises `SettingsError` naming the variable if there is none."""
+        if not self.redis_url:
+            raise SettingsError(
+                "FOKKER_REDIS_URL is not set; set it to a Redis server's URL, for example "
+                "redis://localhost:6379/0, or run `fokker up`, which starts one"
+            )
+        return self.redis_url

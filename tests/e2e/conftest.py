@@ -1,0 +1,68 @@
+"""The real thing: a worker process and an API process over a real Redis, on the shipped model."""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import httpx
+import pytest
+import redis
+
+from service.redis_server import free_port
+from tests.e2e.running import Part, Service, wait_until
+from training.config import Config
+from training.data import Dataset, digits
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="session")
+def data() -> Dataset:
+    """The digits, split as the shipped model's training split them."""
+    return digits(Config.read(ROOT / "training/configs/digits.toml").data.held_out)
+
+
+def empty_database(server: str, number: int) -> str:
+    """URL of a database of our own, emptied; the other tests empty database 0."""
+    url = urlsplit(server)._replace(path=f"/{number}").geturl()
+    with redis.Redis.from_url(url) as client:
+        client.flushdb()
+    return url
+
+
+def start_api(stack: ExitStack, redis_url: str, folder: Path, **environment: str) -> Service:
+    """An API process, stopped with the stack."""
+    port = free_port()
+    arguments = ("serve", "--port", str(port))
+    api = Part(folder, *arguments, FOKKER_REDIS_URL=redis_url, **environment)
+    stack.callback(api.stop)
+    base_url = f"http://127.0.0.1:{port}"
+    client = stack.enter_context(httpx.Client(base_url=base_url, timeout=30, trust_env=False))
+    service = Service(redis_url, folder, api, client)
+    wait_until(lambda: api.alive() and service.ready() is not None, "the API to answer")
+    return service
+
+
+@pytest.fixture(scope="session")
+def service(redis_server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """An API and one worker, shared by all tests that leave both as they are."""
+    with ExitStack() as stack:
+        folder = tmp_path_factory.mktemp("service")
+        service = start_api(stack, empty_database(redis_server, 1), folder)
+        stack.callback(service.start_worker().stop)
+        yield service
+
+
+@pytest.fixture
+def own_service(redis_server: str, tmp_path: Path) -> Iterator[tuple[Service, Callable[[], Part]]]:
+    """An API whose workers the test starts, with leases of two seconds."""
+    with ExitStack() as stack:
+        service = start_api(stack, empty_database(redis_server, 2), tmp_path, FOKKER_LEASE="2")
+
+        def start_worker() -> Part:
+            worker = service.start_worker(FOKKER_LEASE="2")
+            stack.callback(worker.stop)
+            return worker
+
+        yield service, start_worker

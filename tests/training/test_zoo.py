@@ -1,0 +1,57 @@
+"""The shipped checkpoint keeps what its card says."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import model
+from model import checkpoint as checkpoints
+from model.pf_ode import Adaptive
+from training.data import digits
+from training.evaluation import class_accuracy, held_out_bits_per_dim, samples
+
+ZOO = Path(model.__file__).parent / "zoo"
+
+
+@pytest.fixture(scope="module")
+def shipped() -> checkpoints.Checkpoint:
+    return checkpoints.load(ZOO / "digits.safetensors")
+
+
+def test_the_shipped_checkpoint_is_small_and_has_its_card(shipped: checkpoints.Checkpoint) -> None:
+    assert (ZOO / "digits.safetensors").stat().st_size <= 5_000_000
+    card = (ZOO / "digits.md").read_text()
+    assert shipped.digest in card
+    assert (ZOO / "digits.png").exists()
+
+
+def test_the_shipped_checkpoint_was_trained_on_these_digits(
+    shipped: checkpoints.Checkpoint,
+) -> None:
+    training = shipped.description.training
+    dataset = digits(training["config"]["data"]["held_out"])
+    assert training["data_fingerprint"] == dataset.fingerprint
+    assert training["held_out_images"] == len(dataset.held_out)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("conditional", [False, True])
+def test_held_out_digits_cost_fewer_than_two_bits_a_dimension(
+    shipped: checkpoints.Checkpoint, conditional: bool
+) -> None:
+    held_out = digits(shipped.description.training["config"]["data"]["held_out"]).held_out
+    bits = held_out_bits_per_dim(
+        shipped, held_out, conditional=conditional, solver=Adaptive(tolerance=1e-3), probes=8
+    )
+    print(f"held-out bits/dim ({conditional=}): {bits.mean:.4f} ± {bits.standard_error:.4f}")
+    assert bits.converged
+    assert bits.mean + 4 * bits.standard_error < 2.0
+
+
+def test_samples_show_the_class_they_were_asked_for(shipped: checkpoints.Checkpoint) -> None:
+    labels = torch.arange(10).repeat(4)
+    x = samples(shipped, labels, steps=100)
+    levels = shipped.description.data.to_levels(x)
+    assert class_accuracy(levels, labels, digits(0.15).train) >= 0.85  # 90 % of 200 is e2e's

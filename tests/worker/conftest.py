@@ -1,0 +1,155 @@
+"""A worker's parts over the real Redis, with an exact model in place of a trained one."""
+
+import asyncio
+import json
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+import torch
+
+from model import checkpoint as checkpoints
+from model.analytic import GaussianMixture
+from model.checkpoint import Description
+from model.data import DataSpec
+from model.process import VPLinear
+from service.jobs import keys
+from service.jobs.job import Job, new_job_id
+from service.jobs.lease import Claim, WorkerStore
+from service.jobs.store import JobStore
+from service.settings import Settings
+from tests.laws.mixture import mixture
+from worker.courier import Courier
+from worker.engine import Engine
+from worker.shelf import ServedModel, Shelf
+
+SHAPE = (1, 4, 4)
+
+
+@pytest.fixture(scope="session")
+def network() -> GaussianMixture:
+    return mixture(components=3, shape=SHAPE, variance=0.04)
+
+
+@pytest.fixture(scope="session")
+def models(network: GaussianMixture, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with one checkpoint, `mixture`: three classes, 256 levels."""
+    folder = tmp_path_factory.mktemp("models")
+    description = Description(
+        architecture=network.config,
+        process=VPLinear(t_min=1e-3),
+        data=DataSpec(shape=SHAPE, levels=256, class_names=("a", "b", "c")),
+    )
+    checkpoints.save(folder / "mixture.safetensors", description, network.state_dict())
+    return folder
+
+
+@pytest.fixture(scope="session")
+def shelf(models: Path) -> Shelf:
+    return Shelf(models, torch.device("cpu"))
+
+
+@pytest.fixture(scope="session")
+def served(shelf: Shelf) -> ServedModel:
+    return next(iter(shelf.models.values()))
+
+
+@pytest.fixture
+def settings(redis_url: str) -> Settings:
+    return Settings(redis_url=redis_url, lease=5)
+
+
+@pytest.fixture
+def store(settings: Settings) -> Iterator[WorkerStore]:
+    store = WorkerStore(settings, "worker-1", lambda job_id: None)
+    yield store
+    store.close()
+
+
+@pytest.fixture
+def client(redis_url: str) -> Iterator[redis.Redis]:
+    with redis.Redis.from_url(redis_url, decode_responses=True) as client:
+        yield client
+
+
+@dataclass
+class Stopped:
+    """An engine whose ticks the test makes itself, with its courier running."""
+
+    engine: Engine
+    courier: Courier
+    client: redis.Redis
+    url: str
+
+    def admit(self, claim: Claim) -> None:
+        """Admit a job, as a worker's task does."""
+        self.engine.admit(claim, claim.inputs())
+
+    def run(self, *claims: Claim) -> None:
+        """Admit the jobs and tick until none is left, then wait for their deliveries."""
+        for claim in claims:
+            self.admit(claim)
+        while self.engine.claims():
+            self.engine.tick()
+        self.delivered()
+
+    def delivered(self) -> None:
+        """Wait until the courier has carried what was sent so far."""
+        done = threading.Event()
+        self.courier.send(object(), done.set)  # type: ignore[arg-type]
+        assert done.wait(10)
+
+    def job(self, claim: Claim) -> Job:
+        """The job as Redis has it."""
+        return Job.from_hash(
+            {k.encode(): v.encode() for k, v in self.client.hgetall(keys.job(claim.job.id)).items()}
+        )
+
+    def artifact(self, claim: Claim, name: str) -> bytes:
+        """The bytes of a job's artifact."""
+        key = keys.artifact(claim.job.id, name)
+        with redis.Redis.from_url(self.url) as raw:
+            found: bytes = raw.hget(key, "data") if raw.type(key) == b"hash" else raw.get(key)
+        return found
+
+    def events(self, claim: Claim) -> list[tuple[str, dict[str, Any]]]:
+        """A job's events so far: type and data."""
+        entries = self.client.xrange(keys.events(claim.job.id))
+        return [(fields["type"], json.loads(fields["data"])) for _, fields in entries]
+
+
+@pytest.fixture
+def stopped(shelf: Shelf, client: redis.Redis, redis_url: str) -> Iterator[Stopped]:
+    courier = Courier()
+    courier.start()
+    yield Stopped(Engine(shelf, courier), courier, client, redis_url)
+    courier.stop(5)
+
+
+@pytest.fixture
+def claimed(settings: Settings, store: WorkerStore, served: ServedModel) -> Callable[..., Claim]:
+    """`claimed(operation, inputs=…, **parameters)`: a job submitted and claimed."""
+
+    async def submit(job: Job, inputs: bytes | None) -> None:
+        jobs = JobStore(settings)
+        await jobs.submit(job, inputs)
+        await jobs.close()
+
+    def claim(operation: str, inputs: bytes | None = None, **parameters: Any) -> Claim:
+        job = Job(
+            id=new_job_id(),
+            operation=operation,
+            model=served.name,
+            digest=served.checkpoint.digest,
+            parameters={"model": served.name} | parameters,
+        )
+        asyncio.run(submit(job, inputs))
+        found = store.claim(job.id, [job.digest])
+        assert found is not None
+        return found
+
+    return claim

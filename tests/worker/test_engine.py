@@ -1,0 +1,286 @@
+"""The engine over the real Redis: merging, leaving, failing, handing back."""
+
+import io
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from torch import Tensor
+
+from model.analytic import GaussianMixture
+from model.query import Answer, Query
+from service.jobs.arrays import pack, unpack
+from service.jobs.job import Status
+from service.jobs.lease import Claim
+from tests.laws.mixture import draw
+from tests.worker.conftest import SHAPE, Stopped
+from worker.engine import ROOM
+from worker.shelf import ServedModel
+
+Claimed = Callable[..., Claim]
+Points = Callable[[int], Tensor]
+DDPM = {"name": "ddpm", "steps": 12}
+
+
+@pytest.fixture
+def points(served: ServedModel, network: GaussianMixture) -> Callable[[int], Tensor]:
+    """`points(count)`: levels of images drawn from the mixture, where its ODE is well-behaved."""
+    spec = served.checkpoint.description.data
+    return lambda count: spec.to_levels(draw(network, count)).round()
+
+
+def levels(points: Tensor) -> bytes:
+    return pack({"levels": points.numpy()})
+
+
+@pytest.fixture
+def calls(served: ServedModel) -> Iterator[list[int]]:
+    """The number of rows of every network call that is made."""
+    sizes: list[int] = []
+    hook = served.checkpoint.network.register_forward_hook(
+        lambda module, arguments, output: sizes.append(len(output))
+    )
+    yield sizes
+    hook.remove()
+
+
+def test_jobs_of_different_samplers_share_every_network_call(
+    stopped: Stopped, claimed: Claimed, calls: list[int]
+) -> None:
+    first = claimed("generate", count=3, seed=1, sampler=DDPM)
+    second = claimed("generate", count=2, seed=2, sampler={"name": "ddim", "steps": 5})
+    stopped.run(first, second)
+    assert calls == [5] * 5 + [3] * 7
+    assert stopped.job(first).status is stopped.job(second).status is Status.SUCCEEDED
+
+
+def test_a_job_joins_while_another_is_under_way(
+    stopped: Stopped, claimed: Claimed, calls: list[int]
+) -> None:
+    stopped.admit(claimed("generate", count=1, seed=1, sampler=DDPM))
+    for _ in range(4):
+        stopped.engine.tick()
+    stopped.run(claimed("generate", count=1, seed=2, sampler={"name": "ddpm", "steps": 4}))
+    assert calls == [1] * 4 + [2] * 4 + [1] * 4
+
+
+def test_a_result_does_not_depend_on_what_ran_beside_it(
+    stopped: Stopped, claimed: Claimed, points: Points
+) -> None:
+    def request(seed: int) -> Claim:
+        return claimed("generate", count=2, seed=seed, sampler=DDPM, format="npy")
+
+    alone, crowded = request(3), request(3)
+    stopped.run(alone)
+    stopped.run(request(4), crowded, claimed("loglik", levels(points(2)), seed=0))
+    arrays = [
+        np.load(io.BytesIO(stopped.artifact(claim, "images.npy"))) for claim in (alone, crowded)
+    ]
+    assert np.abs(arrays[0] - arrays[1]).max() < 1e-9
+
+
+def test_generate_delivers_a_png_an_image_and_a_grid(stopped: Stopped, claimed: Claimed) -> None:
+    claim = claimed("generate", count=3, seed=1, sampler=DDPM, class_label=1)
+    stopped.run(claim)
+    job = stopped.job(claim)
+    assert job.result is not None
+    assert [image["artifact"] for image in job.result["images"]] == ["0.png", "1.png", "2.png"]
+    assert [image["nfe"] for image in job.result["images"]] == [12, 12, 12]
+    assert Image.open(io.BytesIO(stopped.artifact(claim, "0.png"))).size == (4, 4)
+    assert Image.open(io.BytesIO(stopped.artifact(claim, job.result["grid"]))).size == (8, 8)
+
+
+def test_one_image_can_be_asked_for_again_by_its_own_seed(
+    stopped: Stopped, claimed: Claimed
+) -> None:
+    whole = claimed("generate", count=3, seed=1, sampler=DDPM)
+    stopped.run(whole)
+    result = stopped.job(whole).result
+    assert result is not None
+    again = claimed("generate", count=1, seeds=[result["images"][2]["seed"]], sampler=DDPM)
+    stopped.run(again)
+    assert stopped.artifact(again, "0.png") == stopped.artifact(whole, "2.png")
+
+
+@pytest.mark.parametrize(
+    "solver",
+    [{"name": "adaptive", "tolerance": 1e-6}, {"name": "heun", "steps": 200}],
+    ids=["adaptive", "heun"],
+)
+def test_latents_decode_to_the_images_they_came_from(
+    stopped: Stopped, claimed: Claimed, points: Points, solver: dict[str, Any]
+) -> None:
+    given = points(3).numpy()
+    encoded = claimed("invert", levels(points(3)), solver=solver, class_label=None)
+    stopped.run(encoded)
+    arrays, metadata = unpack(stopped.artifact(encoded, "latents.safetensors"))
+    assert arrays["latents"].dtype == np.float64
+    assert metadata["digest"] == encoded.job.digest
+    decoded = claimed(
+        "generate",
+        pack({"latents": arrays["latents"]}),
+        count=3,
+        sampler={"name": "pf_ode", "solver": solver},
+        init={"latents": {"job": "elsewhere"}},
+        format="npy",
+    )
+    stopped.run(decoded)
+    back = np.load(io.BytesIO(stopped.artifact(decoded, "images.npy")))
+    assert np.abs(back - given).max() < 0.5
+    result = stopped.job(encoded).result
+    assert result is not None
+    for image in result["images"]:
+        assert image["converged"]
+        assert image["round_trip_rmse"] <= image["round_trip_max_error"] < 0.5 * 2 / 256
+
+
+def test_loglik_is_the_closed_form_of_the_mixture(
+    stopped: Stopped,
+    claimed: Claimed,
+    points: Points,
+    served: ServedModel,
+    network: GaussianMixture,
+) -> None:
+    given = points(2)
+    claim = claimed(
+        "loglik",
+        levels(points(2)),
+        seed=0,
+        dequantization=None,
+        divergence={"kind": "exact"},
+        solver={"name": "adaptive", "tolerance": 1e-6},
+    )
+    stopped.run(claim)
+    result = stopped.job(claim).result
+    assert result is not None
+    spec, process = served.checkpoint.description.data, served.checkpoint.description.process
+    truth = network.log_prob(process, spec.to_model(given), process.t_min)
+    for image, expected in zip(result["images"], truth.tolist(), strict=True):
+        # The prior N(0, I) in place of the mixture's own p_T costs up to α_T ‖m‖ ‖z‖ ≈ 0.06 nats.
+        assert image["log_likelihood"] == pytest.approx(expected, abs=0.1)
+        bits = -expected / (16 * np.log(2)) + np.log2(256 / 2)
+        assert image["bits_per_dim"] == pytest.approx(bits, abs=0.01)
+        assert image["prior"] + image["volume"] == pytest.approx(image["log_likelihood"])
+        assert image["standard_error"] == {"probe": 0.0, "dequantization": None}
+        assert image["t_min"] == process.t_min
+
+
+def test_loglik_over_several_dequantisations_states_both_errors(
+    stopped: Stopped, claimed: Claimed, points: Points
+) -> None:
+    claim = claimed(
+        "loglik", levels(points(1)), seed=0, dequantization={"kind": "uniform", "samples": 4}
+    )
+    stopped.run(claim)
+    result = stopped.job(claim).result
+    assert result is not None
+    errors = result["images"][0]["standard_error"]
+    assert errors["probe"] > 0
+    assert errors["dequantization"] > 0
+
+
+def test_previews_come_at_the_calls_asked_for(stopped: Stopped, claimed: Claimed) -> None:
+    claim = claimed("generate", count=2, seed=1, sampler=DDPM, stream={"every": 5, "what": "x0"})
+    stopped.run(claim)
+    events = stopped.events(claim)
+    previews = [data for kind, data in events if kind == "preview"]
+    assert [preview["calls"] for preview in previews] == [5, 10]
+    assert [image["index"] for image in previews[0]["images"]] == [0, 1]
+    assert events[-1][0] == "succeeded"
+
+
+def test_a_cancelled_job_frees_its_rows_before_the_next_tick(
+    stopped: Stopped, claimed: Claimed, calls: list[int]
+) -> None:
+    stays = claimed("generate", count=1, seed=1, sampler=DDPM)
+    leaves = claimed("generate", count=4, seed=2, sampler=DDPM)
+    stopped.admit(stays)
+    stopped.admit(leaves)
+    stopped.engine.tick()
+    stopped.engine.stop_job(leaves, "cancel")
+    stopped.run()
+    assert calls == [5] + [1] * 11
+    assert stopped.job(leaves).status is Status.CANCELED
+    assert stopped.job(stays).status is Status.SUCCEEDED
+
+
+def test_a_job_whose_lease_was_lost_leaves_without_a_word(
+    stopped: Stopped, claimed: Claimed
+) -> None:
+    claim = claimed("generate", count=1, seed=1, sampler=DDPM)
+    stopped.admit(claim)
+    stopped.engine.tick()
+    stopped.engine.stop_job(claim, "lost")
+    stopped.run()
+    assert stopped.job(claim).status is Status.RUNNING  # for the reaper
+
+
+def test_one_job_s_failure_is_no_other_s(
+    stopped: Stopped, claimed: Claimed, served: ServedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good = claimed("generate", count=2, seed=1, sampler=DDPM)
+    bad = claimed("generate", count=3, seed=2, sampler=DDPM)
+    answer = type(served.denoiser).__call__
+
+    def fails_for_three_rows(self: object, query: Query) -> Answer:
+        if len(query.u) >= 3:
+            raise RuntimeError("three rows are too many")
+        return answer(self, query)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(type(served.denoiser), "__call__", fails_for_three_rows)
+    stopped.run(good, bad)
+    assert stopped.job(good).status is Status.SUCCEEDED
+    failed = stopped.job(bad)
+    assert failed.status is Status.FAILED
+    assert failed.error is not None
+    assert "three rows" in failed.error["detail"]
+
+
+def test_an_answer_that_is_not_finite_fails_its_job_with_the_reason(
+    stopped: Stopped, claimed: Claimed
+) -> None:
+    claim = claimed("invert", pack({"levels": np.full((1, *SHAPE), np.nan)}))
+    stopped.run(claim)
+    job = stopped.job(claim)
+    assert job.status is Status.FAILED
+    assert job.error is not None
+    assert job.error["title"] == "Not finite"
+    assert "images [0]" in job.error["detail"]
+
+
+def test_a_job_with_impossible_parameters_fails_and_says_why(
+    stopped: Stopped, claimed: Claimed
+) -> None:
+    claim = claimed("generate", count=0)
+    stopped.run(claim)
+    job = stopped.job(claim)
+    assert job.status is Status.FAILED
+    assert job.error is not None
+    assert "count" in job.error["detail"]
+
+
+def test_stopping_hands_running_and_waiting_jobs_back(stopped: Stopped, claimed: Claimed) -> None:
+    long = {"name": "ddpm", "steps": 4000}
+    running = claimed("generate", count=2, seed=1, sampler=long)
+    stopped.engine.start()
+    stopped.admit(running)
+    stopped.engine.stop()
+    stopped.delivered()
+    job = stopped.job(running)
+    assert job.status is Status.QUEUED
+    assert job.attempt == 1
+    assert stopped.engine.wait_for_room() is False
+
+
+def test_there_is_room_for_new_jobs_only_below_the_limit(
+    stopped: Stopped, claimed: Claimed
+) -> None:
+    assert stopped.engine.has_room()
+    stopped.admit(claimed("generate", count=ROOM, seed=1, sampler=DDPM))
+    assert not stopped.engine.has_room()  # not before its size is known
+    stopped.engine.tick()
+    assert not stopped.engine.has_room()
+    stopped.run()
+    assert stopped.engine.has_room()
