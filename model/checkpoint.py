@@ -142,6 +142,7 @@ def save(path: Path, description: Description, weights: Mapping[str, Tensor]) ->
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
     partial = path.with_name(path.name + ".partial")
     save_file(tensors, partial, metadata={_METADATA_KEY: document})
+    partial.chmod(0o644)  # a worker that runs as another user must be able to read it
     partial.replace(path)
 
 
