@@ -31,7 +31,7 @@ ROOT = Path(__file__).resolve().parent.parent
 OUT = ROOT / "out"
 LEVELS = 17  # the digits' grey levels, 0..16
 TO_UNITS = 2 / LEVELS  # the model's space is [-1, 1]
-DECODER = {"name": "pf_ode", "solver": {"name": "adaptive", "tolerance": 1e-5}}
+DECODER = {"name": "pf_ode", "solver": {"name": "adaptive", "tolerance": 1e-6}}
 
 console = Console(highlight=False)
 

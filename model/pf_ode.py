@@ -26,7 +26,7 @@ from model.samplers import ODE_SOLVERS
 class Adaptive:
     """Embedded Runge–Kutta of order 5(4) with a step size an image; ``max_calls`` an image."""
 
-    tolerance: float = 1e-5
+    tolerance: float = 1e-6
     max_calls: int = 2000
 
 

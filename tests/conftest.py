@@ -11,6 +11,9 @@ from pathlib import Path
 import pytest
 import redis
 
+# Tests, workers and Redis share the cores: OpenMP threads must not spin. Read when torch loads.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 START_LIMIT = 10.0  # seconds
 
 

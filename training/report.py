@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 from PIL import Image
 from torch import Tensor
 
+from model import pictures
 from model.checkpoint import Checkpoint
 from model.data import DataSpec
 from training.config import Config
@@ -17,13 +17,9 @@ _MAGNIFY = 6
 
 
 def save_grid(path: Path, spec: DataSpec, x: Tensor, columns: int) -> None:
-    """Images x ``(N, C, H, W)`` as one PNG, row by row, magnified; N a multiple of columns."""
-    levels = spec.to_levels(x).numpy() * (255.0 / (spec.levels - 1))
-    pixels = np.rint(levels).astype(np.uint8).transpose(0, 2, 3, 1)
-    count, height, width, channels = pixels.shape
-    sheet = pixels.reshape(count // columns, columns, height, width, channels)
-    sheet = sheet.transpose(0, 2, 1, 3, 4).reshape(-1, columns * width, channels)
-    image = Image.fromarray(sheet[:, :, 0] if channels == 1 else sheet)
+    """Images x ``(N, C, H, W)`` as one PNG, row by row, magnified."""
+    sheet = pictures.grid(pictures.to_bytes(spec, x), columns)
+    image = Image.fromarray(sheet[:, :, 0] if sheet.shape[2] == 1 else sheet)
     size = (image.width * _MAGNIFY, image.height * _MAGNIFY)
     image.resize(size, Image.Resampling.NEAREST).save(path)
 

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from model import likelihood, pf_ode
+from model import likelihood, pf_ode, pictures
 from model.denoiser import REPRODUCIBLE_ROWS
 from model.grids import uniform
 from model.noise import image_seeds
@@ -25,7 +25,6 @@ from model.query import Condition, Operation
 from model.samplers import ddim, ddpm
 from service.jobs import parameters as p
 from service.jobs.arrays import pack, unpack
-from worker import pictures
 from worker.shelf import ServedModel
 
 

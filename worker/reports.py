@@ -9,11 +9,11 @@ from typing import Any
 
 from torch import Tensor
 
+from model import pictures
 from model.data import DataSpec
 from model.prediction import x0_from_eps
 from model.query import Answer, Query
 from service.jobs import parameters as p
-from worker import pictures
 
 STEP_INTERVAL = 0.1
 """Seconds between two `step` events of a job, at least."""

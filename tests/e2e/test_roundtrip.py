@@ -6,7 +6,8 @@ import pytest
 from tests.e2e.running import Service
 from training.data import Dataset
 
-SOLVER = {"name": "adaptive", "tolerance": 1e-5}
+# At 1e-5 one of the first 64 held-out digits comes back with an error of 0.24.
+SOLVER = {"name": "adaptive", "tolerance": 1e-6}
 UNIT = 2 / 17  # one grey level in [-1, 1] units
 
 

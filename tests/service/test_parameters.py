@@ -17,7 +17,7 @@ from service.jobs.parameters import (
 def test_defaults_are_those_of_the_documentation():
     generate = GenerateParameters(model="m")
     assert (generate.count, generate.sampler, generate.format) == (1, Ddpm(steps=250), "png")
-    assert InvertParameters(model="m").solver == Adaptive(tolerance=1e-5)
+    assert InvertParameters(model="m").solver == Adaptive(tolerance=1e-6)
     loglik = LoglikParameters(model="m")
     assert loglik.solver == Adaptive(tolerance=1e-3)
     assert loglik.dequantization is not None

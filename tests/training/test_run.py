@@ -51,7 +51,7 @@ def test_a_run_leaves_a_checkpoint_a_card_and_a_grid(tmp_path: Path) -> None:
     assert "held-out bits/dim" in card
     assert loaded.digest in card
     with Image.open(tmp_path / "tiny.png") as grid:
-        assert grid.size == (10 * 8 * 6, 8 * 8 * 6)
+        assert grid.size == ((10 * 9 - 1) * 6, (8 * 9 - 1) * 6)
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 12
 
 

@@ -89,7 +89,7 @@ def test_generate_delivers_a_png_an_image_and_a_grid(stopped: Stopped, claimed: 
     assert [image["artifact"] for image in job.result["images"]] == ["0.png", "1.png", "2.png"]
     assert [image["nfe"] for image in job.result["images"]] == [12, 12, 12]
     assert Image.open(io.BytesIO(stopped.artifact(claim, "0.png"))).size == (4, 4)
-    assert Image.open(io.BytesIO(stopped.artifact(claim, job.result["grid"]))).size == (8, 8)
+    assert Image.open(io.BytesIO(stopped.artifact(claim, job.result["grid"]))).size == (9, 9)
 
 
 def test_one_image_can_be_asked_for_again_by_its_own_seed(

@@ -5,9 +5,9 @@ import pytest
 import torch
 from PIL import Image
 
+from model import pictures
 from model.data import DataSpec
 from service.images import read_image
-from worker import pictures
 
 
 @pytest.mark.parametrize(("channels", "levels"), [(1, 17), (1, 256), (3, 256), (4, 256)])
@@ -35,8 +35,10 @@ def test_values_outside_the_range_are_clipped() -> None:
 def test_a_grid_is_square_and_keeps_the_order() -> None:
     tiles = np.stack([np.full((2, 3, 1), value, dtype=np.uint8) for value in range(1, 6)])
     sheet = pictures.grid(tiles)
-    assert sheet.shape == (4, 9, 1)
-    assert sheet[::2, ::3, 0].tolist() == [[1, 2, 3], [4, 5, 0]]
+    assert sheet.shape == (2 * 3 - 1, 3 * 4 - 1, 1)
+    assert sheet[::3, ::4, 0].tolist()[0] == [1, 2, 3]
+    assert sheet[::3, ::4, 0].tolist()[1][:2] == [4, 5]
+    assert pictures.grid(tiles, columns=5).shape == (2, 5 * 4 - 1, 1)
 
 
 def test_two_channels_have_no_picture_format() -> None:

@@ -1,10 +1,12 @@
-"""Arrays in the model's space to picture files: one map, the inverse of the API's for uploads."""
+"""From the model's space to picture files.
+
+Level v of L becomes the 8-bit value 255 v/(L − 1): the inverse of how the API reads uploads.
+"""
 
 from __future__ import annotations
 
 import io
 import math
-from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,11 +17,13 @@ from model.data import DataSpec
 
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 
+_LINE = 96  # grey of the line between two pictures of a grid
+
 MEDIA_TYPES = {"png": "image/png", "webp": "image/webp", "npy": "application/x-npy"}
 
 
 def to_bytes(spec: DataSpec, x: Tensor) -> NDArray[np.uint8]:
-    """x ``(N, C, H, W)`` to 8-bit pixels ``(N, H, W, C)``: level v of L becomes 255 v/(L − 1)."""
+    """x ``(N, C, H, W)`` to 8-bit pixels ``(N, H, W, C)``."""
     levels = spec.to_levels(x).cpu().numpy()
     pixels: NDArray[np.uint8] = np.rint(levels * (255.0 / (spec.levels - 1))).astype(np.uint8)
     return pixels.transpose(0, 2, 3, 1)
@@ -41,16 +45,19 @@ def encode(pixels: NDArray[np.uint8], kind: str = "png") -> bytes:
     return buffer.getvalue()
 
 
-def grid(pixels: NDArray[np.uint8] | Sequence[NDArray[np.uint8]]) -> NDArray[np.uint8]:
-    """Pictures ``(N, H, W, C)`` side by side in rows, as square as it gets: ``(H', W', C)``."""
-    pictures = np.asarray(pixels)
-    count, height, width, channels = pictures.shape
-    columns = math.ceil(math.sqrt(count))
+def grid(pixels: NDArray[np.uint8], columns: int | None = None) -> NDArray[np.uint8]:
+    """Pictures ``(N, H, W, C)`` in rows of ``columns`` with a line between them: ``(H', W', C)``.
+
+    Without ``columns`` as square as it gets.
+    """
+    count, height, width, channels = pixels.shape
+    columns = columns or math.ceil(math.sqrt(count))
     lines = -(-count // columns)
-    sheet = np.zeros((lines * columns, height, width, channels), dtype=np.uint8)
-    sheet[:count] = pictures
-    sheet = sheet.reshape(lines, columns, height, width, channels).transpose(0, 2, 1, 3, 4)
-    return sheet.reshape(lines * height, columns * width, channels)
+    sheet = np.full((lines * columns, height + 1, width + 1, channels), _LINE, dtype=np.uint8)
+    sheet[:count, :height, :width] = pixels
+    sheet = sheet.reshape(lines, columns, height + 1, width + 1, channels)
+    whole = sheet.transpose(0, 2, 1, 3, 4).reshape(lines * (height + 1), -1, channels)
+    return whole[:-1, :-1]
 
 
 def npy(array: NDArray[np.float64]) -> bytes:
