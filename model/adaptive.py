@@ -43,6 +43,10 @@ Field: TypeAlias = Callable[[Tensor, Tensor, Tensor, float], Operation[Tensor]]
 """dy/dt as an operation of y ``(some, n)``, t ``(some,)``, which rows these are, and progress."""
 
 
+Observer: TypeAlias = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], None]
+"""Called after accepted steps: which rows ``(some,)``, t ``(some,)``, y, dy/dt there and the
+step's local error, ``(some, n)`` each."""
+
 ErrorNorm: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 """Maps (error (rows, n), size of the state (rows, n)) to (rows,); a step is accepted below 1."""
 
@@ -82,7 +86,14 @@ class _Rows:
 
 
 def solve(
-    field: Field, y: Tensor, start: float, end: float, norm: ErrorNorm, *, max_calls: int = 2000
+    field: Field,
+    y: Tensor,
+    start: float,
+    end: float,
+    norm: ErrorNorm,
+    *,
+    max_calls: int = 2000,
+    observe: Observer | None = None,
 ) -> Operation[Solution]:
     """Integrate dy/dt = field from start to end, in either direction, row by row.
 
@@ -123,6 +134,9 @@ def solve(
         active.y = torch.where(accepted[:, None], proposal, active.y)
         active.t = torch.where(accepted, torch.where(last, end, active.t + h), active.t)
         active.k[:, 0] = torch.where(accepted[:, None], active.k[:, -1], active.k[:, 0])
+        if observe is not None:
+            k, t = active.k[accepted, 0], active.t[accepted]
+            observe(active.index[accepted], t, active.y[accepted], k, error[accepted])
         factor = (_SAFETY * ratio.clamp_min(1e-10) ** (-1 / _ORDER)).clamp(_SHRINK, _GROW)
         factor = torch.where(~accepted | active.rejected, factor.clamp_max(1.0), factor)
         active.step = length * torch.where(finite, factor, _SHRINK)
@@ -130,7 +144,7 @@ def solve(
 
         done = accepted & last
         too_many = result.nfe[active.index] + _STAGES - 1 > max_calls
-        stuck = active.step < 1e-12 * abs(end - start)
+        stuck = ~(active.step >= 1e-12 * abs(end - start))  # also where the field is not finite
         leaving = done | too_many | stuck
         result.y[active.index[leaving]] = active.y[leaving]
         result.converged[active.index[done]] = True

@@ -1,25 +1,30 @@
 """The probability-flow ODE: encode, decode, and everything that integrates along it.
 
-Song et al. 2021, eq. 13. Along it x̂0 and ε are held while the noise level moves. For the
-standardised state u = cos φ x_0 + sin φ ε of any process (see `model.prediction`) that is
+Song et al. 2021, eq. 13. Along it x̂0 and ε are held while the noise level moves: d(x/α)/dρ = ε
+with ρ = σ/α. For the standardised state u = cos φ x_0 + sin φ ε of `model.prediction`, on the
+clock τ = asinh ρ, that is
 
-    du/dt = ½ λ'(t) sin φ (sin φ u − ε)
+    du/dτ = ε − tanh(τ) u,    sin φ = tanh τ,  cos φ = 1/cosh τ,  λ = −2 log sinh τ
 
-so only the log-SNR λ(t) matters. A latent is u at t_max: N(0, I) whatever the process.
+for any process: only the two ends of τ are its own. τ is ρ near the data, where the ODE is
+smooth in ρ, and log 2ρ near the noise, where it is smooth in the log-SNR. A latent is u at t_max:
+N(0, I) whatever the process.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from model import adaptive, grids, plan
-from model.prediction import angle, rows
+from model import adaptive, grids
+from model.plan import replay
+from model.prediction import rows
 from model.process import Process
 from model.query import Condition, Operation, Query
-from model.samplers import ODE_SOLVERS
+from model.samplers import ODE_SOLVERS, reversible
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,14 +37,20 @@ class Adaptive:
 
 @dataclass(frozen=True, kw_only=True)
 class FixedGrid:
-    """A solver of `model.samplers.ODE_SOLVERS` by name, ``steps`` steps uniform in log-SNR."""
+    """``steps`` steps of a solver of `ODE_SOLVERS`, on one of `model.grids.WHOLE_GRIDS`."""
 
     name: str = "heun"
     steps: int = 50
+    grid: str = "log_snr"
 
     def __post_init__(self) -> None:
         if self.name not in ODE_SOLVERS:
             raise ValueError(f"unknown ODE solver {self.name!r}; there are {sorted(ODE_SOLVERS)}")
+
+    @property
+    def paired(self) -> bool:
+        """Whether its state is a pair, so that a latent needs its companion to be decoded."""
+        return ODE_SOLVERS[self.name] is reversible
 
 
 Solver = Adaptive | FixedGrid
@@ -47,89 +58,140 @@ Solver = Adaptive | FixedGrid
 
 @dataclass(frozen=True, kw_only=True)
 class Flowed:
-    """u ``(rows, C, H, W)`` float64 at the other end, with each image's nfe and convergence."""
+    """Where images arrived: end ``(rows, C, H, W)`` float64, latents or images at t_min.
 
-    u: Tensor
+    companion: the second copy that a paired solver keeps, shaped as ``end``; else None.
+    nfe ``(rows,)`` int64 network calls; converged ``(rows,)`` bool.
+    """
+
+    end: Tensor
+    companion: Tensor | None
     nfe: Tensor
     converged: Tensor
 
 
-def velocity(process: Process, t: Tensor, u: Tensor, eps: Tensor) -> Tensor:
-    """du/dt = ½ λ' sin φ (sin φ u − ε); t ``(rows,)``, u and eps ``(rows, …)``."""
-    sin, weight = _sin_and_weight(process, t)
-    return rows(weight, u) * (rows(sin, u) * u - eps)
+def clock(process: Process) -> tuple[float, float]:
+    """τ = asinh(σ/α) at t_min and at t_max."""
+    ends = process.log_snr(torch.tensor([process.t_min, process.t_max], dtype=torch.float64))
+    tau = torch.asinh((-0.5 * ends).exp())
+    return float(tau[0]), float(tau[1])
 
 
-def velocity_divergence(
-    process: Process, t: Tensor, dimensions: int, eps_divergence: Tensor
-) -> Tensor:
-    """tr ∂(du/dt)/∂u = ½ λ' sin φ (D sin φ − tr ∂ε/∂u); eps_divergence ``(rows, K)``."""
-    sin, weight = _sin_and_weight(process, t)
-    return weight[:, None] * (dimensions * sin[:, None] - eps_divergence)
+def log_snr_at(tau: Tensor) -> Tensor:
+    """λ = −2 log sinh τ, since σ/α = sinh τ."""
+    return -2.0 * torch.sinh(tau).log()
 
 
-def _sin_and_weight(process: Process, t: Tensor) -> tuple[Tensor, Tensor]:
-    _, sin = angle(process.log_snr(t))
-    return sin, 0.5 * process.log_snr_slope(t) * sin
+def velocity(tau: Tensor, u: Tensor, eps: Tensor) -> Tensor:
+    """du/dτ = ε − tanh(τ) u; tau ``(rows,)``, u and eps ``(rows, …)``."""
+    return eps - rows(torch.tanh(tau), u) * u
+
+
+def velocity_divergence(tau: Tensor, dimensions: int, eps_divergence: Tensor) -> Tensor:
+    """tr ∂(du/dτ)/∂u = tr ∂ε/∂u − D tanh τ; eps_divergence ``(rows, K)``."""
+    return eps_divergence - dimensions * torch.tanh(tau)[:, None]
 
 
 def encode(process: Process, x: Tensor, condition: Condition, solver: Solver) -> Operation[Flowed]:
-    """x at t_min ``(rows, C, H, W)`` float64 to its latent, u at t_max."""
-    u = x / process.scale(torch.tensor(process.t_min, dtype=torch.float64))
-    return (yield from _flow(process, u, process.t_min, process.t_max, condition, solver))
+    """Images x at t_min ``(rows, C, H, W)`` float64 to latents, u at t_max."""
+    return (yield from _flow(process, x, None, condition, solver, encoding=True))
 
 
 def decode(
-    process: Process, latent: Tensor, condition: Condition, solver: Solver
+    process: Process,
+    latent: Tensor,
+    condition: Condition,
+    solver: Solver,
+    companion: Tensor | None = None,
 ) -> Operation[Flowed]:
-    """A latent ``(rows, C, H, W)`` float64 to x at t_min, in ``u`` of what it returns."""
-    flowed = yield from _flow(process, latent, process.t_max, process.t_min, condition, solver)
-    scale = process.scale(torch.tensor(process.t_min, dtype=torch.float64))
-    return Flowed(u=flowed.u * scale, nfe=flowed.nfe, converged=flowed.converged)
+    """Latents ``(rows, C, H, W)`` float64 to images x at t_min.
+
+    Raises ValueError where a paired solver gets no companion: it decodes what it encoded only.
+    """
+    if isinstance(solver, FixedGrid) and solver.paired and companion is None:
+        raise ValueError(
+            f"the solver {solver.name!r} decodes a latent together with the companion that its "
+            "encoding gave; decode a latent alone by another solver"
+        )
+    return (yield from _flow(process, latent, companion, condition, solver, encoding=False))
 
 
 def _flow(
-    process: Process, u: Tensor, start: float, end: float, condition: Condition, solver: Solver
+    process: Process,
+    begin: Tensor,
+    companion: Tensor | None,
+    condition: Condition,
+    solver: Solver,
+    *,
+    encoding: bool,
 ) -> Operation[Flowed]:
+    """Between images (in x) and latents (in u)."""
+    scale = process.scale(torch.tensor(process.t_min, dtype=torch.float64))
+    u = begin / scale if encoding else begin
     if isinstance(solver, FixedGrid):
-        return (yield from _flow_on_grid(process, u, start, end, condition, solver))
+        flowed = yield from _on_grid(process, u, companion, condition, solver, encoding)
+    else:
+        flowed = yield from _adaptively(process, u, condition, solver, encoding)
+    if encoding:
+        return flowed
+    return dataclasses.replace(flowed, end=flowed.end * scale)
+
+
+def _adaptively(
+    process: Process, u: Tensor, condition: Condition, solver: Adaptive, encoding: bool
+) -> Operation[Flowed]:
     shape = u.shape[1:]
 
-    def field(y: Tensor, t: Tensor, index: Tensor, progress: float) -> Operation[Tensor]:
+    def field(y: Tensor, tau: Tensor, index: Tensor, progress: float) -> Operation[Tensor]:
         state = y.reshape(-1, *shape)
         answer = yield Query(
             u=state,
-            log_snr=process.log_snr(t),
+            log_snr=log_snr_at(tau),
             condition=condition.take(index),
             image=index,
             reproducible=True,
             progress=progress,
         )
-        return velocity(process, t, state, answer.eps).flatten(1)
+        return velocity(tau, state, answer.eps).flatten(1)
 
+    ends = clock(process) if encoding else clock(process)[::-1]
+    norm = adaptive.relative_norm(solver.tolerance)
     solution = yield from adaptive.solve(
-        field,
-        u.flatten(1),
-        start,
-        end,
-        adaptive.relative_norm(solver.tolerance),
-        max_calls=solver.max_calls,
+        field, u.flatten(1), *ends, norm, max_calls=solver.max_calls
     )
-    return Flowed(u=solution.y.reshape(u.shape), nfe=solution.nfe, converged=solution.converged)
-
-
-def _flow_on_grid(
-    process: Process, u: Tensor, start: float, end: float, condition: Condition, solver: FixedGrid
-) -> Operation[Flowed]:
-    times = grids.log_snr(process, solver.steps + 1)
-    if start < end:
-        times = times.flip(0)
-    table = ODE_SOLVERS[solver.name](process, times)
-    scale_start, scale_end = process.scale(torch.tensor([start, end], dtype=torch.float64))
-    no_noise = torch.zeros(len(u), dtype=torch.int64)
-    x = yield from plan.replay(table, u * scale_start, no_noise, condition, reproducible=True)
     return Flowed(
-        u=x / scale_end,
-        nfe=torch.full((len(u),), table.calls),
-        converged=torch.isfinite(x).flatten(1).all(1),
+        end=solution.y.reshape(u.shape),
+        companion=None,
+        nfe=solution.nfe,
+        converged=solution.converged,
+    )
+
+
+def _on_grid(
+    process: Process,
+    u: Tensor,
+    companion: Tensor | None,
+    condition: Condition,
+    solver: FixedGrid,
+    encoding: bool,
+) -> Operation[Flowed]:
+    times = grids.WHOLE_GRIDS[solver.grid](process, solver.steps + 1)
+    if encoding:
+        times = times.flip(0)
+    plan = ODE_SOLVERS[solver.name](process, times)
+    first, last = process.scale(times[[0, -1]])
+    history = u if companion is None else companion
+    final = yield from replay(
+        plan,
+        u * first,
+        torch.zeros(len(u), dtype=torch.int64),  # it draws no noise
+        condition,
+        h=history * first if solver.paired else None,
+        reproducible=True,
+    )
+    return Flowed(
+        end=final.x / last,
+        companion=final.h / last if solver.paired else None,
+        nfe=torch.full((len(u),), plan.calls),
+        converged=torch.isfinite(final.x).flatten(1).all(1),
     )

@@ -3,8 +3,8 @@
 Such a sampler is linear in its state x, its history h, the network's output ε at the point y that
 it just asked about, and fresh noise z, with coefficients known before the first step. A `Plan`
 holds, per network call, the time to ask at and the float64 matrix that maps the registers
-``[x, h, y, ε, z]`` to ``[x', h', y']``. At the start x = y and h = 0; the sample is x after the
-last call. Registers are in the process's own space (not standardised).
+``[x, h, y, ε, z]`` to ``[x', h', y']``. At the start y = x; the sample is x after the last call.
+Registers are in the process's own space (not standardised).
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from model.noise import Stream, normal
+from model.prediction import eps_from_x0, x0_from_eps
 from model.process import Process
 from model.query import Answer, Condition, Operation, Query
 
@@ -23,11 +24,16 @@ X, H, Y, EPS, Z = range(5)
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """times (calls,), table (calls, 3, 5), both float64; process gives the scale at each time."""
+    """times (calls,), table (calls, 3, 5), both float64; start and end are times.
+
+    x begins at the noise level of ``start`` and ends at that of ``end``, None for the clean image.
+    """
 
     process: Process
     times: Tensor
     table: Tensor
+    start: float
+    end: float | None
 
     def __post_init__(self) -> None:
         if self.table.shape != (len(self.times), 3, 5):
@@ -47,6 +53,10 @@ class Plan:
         return bool(self.table[:, :, Z].any())
 
 
+Terms = dict[int, float]
+"""A linear combination of registers: {register: coefficient}."""
+
+
 class PlanBuilder:
     """Writes a table one network call at a time; registers that are not named keep their value."""
 
@@ -55,15 +65,8 @@ class PlanBuilder:
         self._times: list[float] = []
         self._matrices: list[Tensor] = []
 
-    def call(
-        self,
-        t: float,
-        *,
-        x: dict[int, float],
-        h: dict[int, float] | None = None,
-        y: dict[int, float] | None = None,
-    ) -> None:
-        """Ask at time t; each new register is a sum of old ones, {register: coefficient}.
+    def call(self, t: float, *, x: Terms, h: Terms | None = None, y: Terms | None = None) -> None:
+        """Ask at time t; each new register is a sum of old ones.
 
         Without ``h`` the history stays; without ``y`` the next point asked about is the new x.
         """
@@ -74,43 +77,79 @@ class PlanBuilder:
         self._times.append(t)
         self._matrices.append(matrix)
 
-    def build(self) -> Plan:
-        """The finished Plan."""
+    def build(self, *, start: float | None = None, end: float | None) -> Plan:
+        """The finished Plan, from ``start`` (the first time if left out) to ``end``."""
         times = torch.tensor(self._times, dtype=torch.float64)
-        return Plan(process=self.process, times=times, table=torch.stack(self._matrices))
+        return Plan(
+            process=self.process,
+            times=times,
+            table=torch.stack(self._matrices),
+            start=self._times[0] if start is None else start,
+            end=end,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Clip:
+    """Clips x̂0 to [low, high] before every update, as Ho et al. 2020 do for images."""
+
+    low: float
+    high: float
+
+    def __call__(self, u: Tensor, eps: Tensor, log_snr: Tensor) -> Tensor:
+        """The ε that belongs to the clipped x̂0."""
+        x0 = x0_from_eps(u, eps, log_snr).clamp(self.low, self.high)
+        return eps_from_x0(u, x0, log_snr)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Final:
+    """Registers after the last call, ``(rows, C, H, W)`` float64: the sample and the history."""
+
+    x: Tensor
+    h: Tensor
 
 
 def replay(
-    plan: Plan, x: Tensor, seeds: Tensor, condition: Condition, *, reproducible: bool = False
-) -> Operation[Tensor]:
-    """Follow a Plan from x ``(rows, C, H, W)`` float64; returns the final x, same shape.
+    plan: Plan,
+    x: Tensor,
+    seeds: Tensor,
+    condition: Condition,
+    *,
+    h: Tensor | None = None,
+    clip: Clip | None = None,
+    reproducible: bool = False,
+) -> Operation[Final]:
+    """Follow a Plan from x ``(rows, C, H, W)`` float64 at its start.
 
-    seeds ``(rows,)`` int64 key the noise of call i as (seed, STEP, i).
+    seeds ``(rows,)`` int64 key the noise of call i as (seed, STEP, i). h is the history to start
+    with, zero if left out.
     """
     noisy = plan.noisy
     image = torch.arange(len(x))
     scale, log_snr = plan.process.scale(plan.times), plan.process.log_snr(plan.times)
     registers = torch.zeros(5, *x.shape, dtype=torch.float64)  # x, h, y, eps, z
     registers[X], registers[Y] = x, x
+    if h is not None:
+        registers[H] = h
     for i in range(plan.calls):
-        level = log_snr[i].expand(len(x))
-        query = Query(
-            u=registers[Y] / scale[i],
+        u, level = registers[Y] / scale[i], log_snr[i].expand(len(x))
+        answer: Answer = yield Query(
+            u=u,
             log_snr=level,
             condition=condition,
             image=image,
             reproducible=reproducible,
             progress=i / plan.calls,
         )
-        answer: Answer = yield query
-        registers[EPS] = answer.eps
+        registers[EPS] = answer.eps if clip is None else clip(u, answer.eps, level)
         if noisy:
             registers[Z] = normal(seeds, Stream.STEP, i, tuple(x.shape[1:]))
         registers[:3] = torch.tensordot(plan.table[i], registers, dims=1)
-    return registers[X].clone()
+    return Final(x=registers[X].clone(), h=registers[H].clone())
 
 
-def from_prior(process: Process, seeds: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """x_T = sqrt(α_T² + σ_T²) z with z ~ N(0, I) keyed by (seed, PRIOR): ``(rows, *shape)``."""
-    scale = process.scale(torch.tensor(process.t_max, dtype=torch.float64))
+def from_prior(plan: Plan, seeds: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """sqrt(α² + σ²) z at the Plan's start, z ~ N(0, I) keyed by (seed, PRIOR): (rows, *shape)."""
+    scale = plan.process.scale(torch.tensor(plan.start, dtype=torch.float64))
     return scale * normal(seeds, Stream.PRIOR, 0, shape)

@@ -53,7 +53,7 @@ class Query:
     u: standardised states x / sqrt(α² + σ²), float64 ``(rows, C, H, W)``.
     log_snr: float64 ``(rows,)``.
     image: which of the operation's images a row belongs to, int64 ``(rows,)``.
-    probes: vectors p, ``(rows, K, C, H, W)``: asks for pᵀ (∂ε/∂u) p; None asks for no divergence.
+    probes: vectors p, ``(rows, K, C, H, W)``: asks for the products pᵀ ∂ε/∂u; None for none.
     exact_trace: asks for the trace of ∂ε/∂u itself.
     reproducible: the answer must not depend on the other rows, to the bit. The denoiser then
         uses one fixed, padded batch size, since a network's float32 output differs by about 1e-6
@@ -78,10 +78,14 @@ class Query:
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """eps: float64 ``(rows, C, H, W)``. divergence: ``(rows, K)``, K = 1 for the exact trace."""
+    """eps: float64 ``(rows, C, H, W)``; what else the query asked for.
+
+    products: pᵀ ∂ε/∂u, ``(rows, K, C, H, W)``. trace: tr ∂ε/∂u, ``(rows,)``.
+    """
 
     eps: Tensor
-    divergence: Tensor | None = None
+    products: Tensor | None = None
+    trace: Tensor | None = None
 
 
 Operation: TypeAlias = Generator[Query, Answer, Result]

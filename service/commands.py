@@ -23,8 +23,8 @@ def serve(
     from service.api import create_app
     from service.settings import Settings, SettingsError
 
-    settings = Settings()
     try:
+        settings = Settings.load()
         api = create_app(settings)
     except SettingsError as error:
         typer.echo(f"fokker serve: {error}", err=True)

@@ -4,9 +4,9 @@ A `Settings` is built once at start and handed down; nothing reads the environme
 """
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
@@ -31,8 +31,10 @@ class Settings(BaseSettings):
     job_ttl: int = Field(
         default=86_400, ge=1, description="Seconds that a finished job and its artifacts are kept."
     )
-    max_count: int = Field(default=256, ge=1, description="Images of one request.")
-    max_steps: int = Field(default=4000, ge=1, description="Steps, or solver calls, of one image.")
+    max_count: int = Field(
+        default=256, ge=1, description="Images of one request, times the samples drawn of each."
+    )
+    max_steps: int = Field(default=4000, ge=1, description="Network calls of one image.")
     max_pixels: int = Field(
         default=16_777_216, ge=1, description="Pixels that one uploaded image may declare."
     )
@@ -50,6 +52,19 @@ class Settings(BaseSettings):
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
         default="INFO", description="Least severe log line that is written."
     )
+
+    @classmethod
+    def load(cls, **given: Any) -> "Settings":
+        """The settings of the environment, `given` first; `SettingsError` names what is wrong."""
+        try:
+            return cls(**given)
+        except ValidationError as error:
+            lines = [
+                f"FOKKER_{'_'.join(map(str, wrong['loc'])).upper()}: {wrong['msg']}, "
+                f"given {wrong['input']!r}"
+                for wrong in error.errors()
+            ]
+            raise SettingsError("; ".join(lines)) from error
 
     def require_redis(self) -> str:
         """The Redis URL; raises `SettingsError` naming the variable if there is none."""

@@ -21,16 +21,15 @@ from typing import Annotated, Any
 import httpx
 import redis.asyncio
 import typer
-from pydantic import ValidationError
 from redis.exceptions import RedisError
 
 from service.children import Child, say, start
 from service.redis_server import NoRedisError, PrivateRedis, private_redis
-from service.settings import Settings
+from service.settings import Settings, SettingsError
 
 READY_LIMIT = 180.0  # seconds; a cold disk reads torch slowly
 POLL = 0.1
-GRACE = {"api": 5.0, "worker": 10.0, "redis": 5.0}  # seconds from SIGTERM to SIGKILL
+GRACE = {"api": 5.0, "worker": 15.0, "redis": 5.0}  # seconds from SIGTERM to SIGKILL
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -60,7 +59,7 @@ def register_up(app: typer.Typer) -> None:
     ) -> None:
         """Run Redis, a worker and the API on this machine until Ctrl-C."""
         try:
-            settings = Settings()
+            settings = Settings.load()
             address = host or settings.host
             supervisor = Supervisor(
                 host=address,
@@ -69,7 +68,7 @@ def register_up(app: typer.Typer) -> None:
                 redis=settings.redis_url or private_redis(),
             )
             code = asyncio.run(supervisor.run())
-        except (UpError, NoRedisError, ValidationError) as error:
+        except (UpError, NoRedisError, SettingsError) as error:
             typer.echo(f"fokker up: {error}", err=True)
             code = 1
         raise typer.Exit(code)

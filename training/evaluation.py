@@ -96,8 +96,8 @@ def samples(
     condition = Condition(
         label=labels, guidance=torch.full((len(labels),), guidance, dtype=torch.float64)
     )
-    x = from_prior(description.process, keys, description.data.shape)
-    return run(replay(plan, x, keys, condition), checkpoint.denoiser())
+    x = from_prior(plan, keys, description.data.shape)
+    return run(replay(plan, x, keys, condition), checkpoint.denoiser()).x
 
 
 def class_accuracy(levels: Tensor, labels: Tensor, real: Split) -> float:

@@ -98,6 +98,7 @@ def train(
     """
     settings = config.train
     torch.manual_seed(settings.seed)  # initial weights and dropout
+    torch.use_deterministic_algorithms(True)
     generator = torch.Generator().manual_seed(settings.seed)
     network = build_network(architecture).train()
     ema = Ema(network, config.ema.decay)

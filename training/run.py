@@ -44,7 +44,6 @@ def run(config: Config, *, name: str, out: Path, command: str) -> Checkpoint:
     console = Console()
     if config.train.threads is not None:
         torch.set_num_threads(config.train.threads)
-    torch.use_deterministic_algorithms(True)
     dataset = SOURCES[config.data.source](config.data.held_out)
     process = loop.make_process(config)
     architecture = loop.make_architecture(config.model, dataset)

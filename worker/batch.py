@@ -34,7 +34,8 @@ def split(answer: Answer, queries: Sequence[Query]) -> list[Answer]:
     parts, first = [], 0
     for query in queries:
         rows = slice(first, first + len(query.u))
-        divergence = None if answer.divergence is None else answer.divergence[rows]
-        parts.append(Answer(eps=answer.eps[rows], divergence=divergence))
+        products = None if answer.products is None else answer.products[rows]
+        trace = None if answer.trace is None else answer.trace[rows]
+        parts.append(Answer(eps=answer.eps[rows], products=products, trace=trace))
         first = rows.stop
     return parts

@@ -30,7 +30,8 @@ def worker(
 
     given: dict[str, Any] = {} if models is None else {"models": models}
     try:
-        run_worker(Settings(**given))
+        code = run_worker(Settings.load(**given))
     except (SettingsError, CheckpointError) as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(1) from error
+    raise typer.Exit(code)

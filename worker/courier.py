@@ -10,6 +10,7 @@ import logging
 import queue
 import threading
 import weakref
+from collections import Counter
 from collections.abc import Callable
 
 import redis
@@ -28,6 +29,8 @@ class Courier:
         self._queue: queue.SimpleQueue[tuple[Claim, Callable[[], None]] | None] = (
             queue.SimpleQueue()
         )
+        self._waiting: Counter[Claim] = Counter()
+        self._lock = threading.Lock()
         self._lost: weakref.WeakSet[Claim] = weakref.WeakSet()
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="courier", daemon=True)
@@ -39,18 +42,30 @@ class Courier:
     def stop(self, timeout: float) -> None:
         """Deliver what is queued, for at most ``timeout`` seconds, and end the thread."""
         self._queue.put(None)
-        self._thread.join(timeout)
+        if self._thread.is_alive():
+            self._thread.join(timeout)
         self._stopping.set()
 
     def send(self, claim: Claim, delivery: Callable[[], None]) -> None:
         """Queue a delivery for a claim; never blocks."""
+        with self._lock:
+            self._waiting[claim] += 1
         self._queue.put((claim, delivery))
+
+    def claims(self) -> list[Claim]:
+        """The claims with something still to be delivered; their leases must be kept alive."""
+        with self._lock:
+            return list(self._waiting)
 
     def _run(self) -> None:
         while (item := self._queue.get()) is not None:
             claim, delivery = item
             if claim not in self._lost:
                 self._deliver(claim, delivery)
+            with self._lock:
+                self._waiting[claim] -= 1
+                if not self._waiting[claim]:
+                    del self._waiting[claim]
 
     def _deliver(self, claim: Claim, delivery: Callable[[], None]) -> None:
         while True:

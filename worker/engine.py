@@ -9,6 +9,8 @@ the device.
 from __future__ import annotations
 
 import logging
+import os
+import signal
 import threading
 import time
 from collections import defaultdict
@@ -42,7 +44,6 @@ class ActiveJob:
 
     claim: Claim
     served: ServedModel
-    parameters: p.Parameters
     operation: Operation[Outcome]
     query: Query
     reports: Reports
@@ -73,13 +74,22 @@ class Engine:
         """Start the engine's thread."""
         self._thread.start()
 
-    def stop(self) -> None:
-        """Hand every job back and end the thread; jobs that finish first are delivered."""
+    def begin_stop(self) -> None:
+        """Ask the thread to end at the next tick; nothing is admitted any more."""
         with self._changed:
             self._stopping = True
             self._changed.notify_all()
+
+    def stop(self) -> None:
+        """End the thread, and hand every job back that has not finished."""
+        self.begin_stop()
         if self._thread.is_alive():
             self._thread.join()
+        with self._changed:
+            unfinished = [*(job.claim for job in self._active), *(c for c, _ in self._arrivals)]
+            self._active, self._arrivals = [], []
+        for claim in unfinished:
+            self._courier.send(claim, claim.release)
 
     def wait_for_room(self) -> bool:
         """Block until another job may be claimed; False when the engine is stopping."""
@@ -90,8 +100,11 @@ class Engine:
     def admit(self, claim: Claim, inputs: bytes | None) -> None:
         """Take over a claimed job with its packed arrays; it starts at the next tick."""
         with self._changed:
-            self._arrivals.append((claim, inputs))
-            self._changed.notify_all()
+            if not self._stopping:
+                self._arrivals.append((claim, inputs))
+                self._changed.notify_all()
+                return
+        self._courier.send(claim, claim.release)
 
     def claims(self) -> list[Claim]:
         """The claims that must be kept alive."""
@@ -107,19 +120,23 @@ class Engine:
 
     def has_room(self) -> bool:
         """Whether another job may be claimed now."""
-        return not self._arrivals and sum(len(job.query.u) for job in self._active) < ROOM
+        # The size of a job that has not started is known for /generate only.
+        coming = sum(claim.job.parameters.get("count", ROOM) for claim, _ in self._arrivals)
+        rows = sum(len(job.query.u) for job in self._active)
+        return bool(coming + rows < ROOM)
 
     def _run(self) -> None:
-        while True:
-            with self._changed:
-                self._changed.wait_for(lambda: self._stopping or self._active or self._arrivals)
-                if self._stopping:
-                    break
-            self.tick()
-        for job in self._active:
-            self._courier.send(job.claim, job.claim.release)
-        for claim, _ in self._arrivals:
-            self._courier.send(claim, claim.release)
+        try:
+            while True:
+                with self._changed:
+                    self._changed.wait_for(lambda: self._stopping or self._active or self._arrivals)
+                    if self._stopping:
+                        return
+                self.tick()
+        except BaseException:
+            # Without its engine a worker would keep its leases and do nothing.
+            log.critical("the engine failed; the worker stops", exc_info=True)
+            os.kill(os.getpid(), signal.SIGTERM)
 
     def tick(self) -> None:
         """Admit, drop what must stop, run the network once a group, hand out."""
@@ -154,7 +171,6 @@ class Engine:
         return ActiveJob(
             claim=claim,
             served=served,
-            parameters=parameters,
             operation=operation,
             query=next(operation),
             reports=Reports(served.checkpoint.description.data, parameters),

@@ -32,8 +32,9 @@ _GRACE = 10.0
 class Keeper:
     """The thread that renews leases, passes on cancellations, announces models and reaps."""
 
-    def __init__(self, store: WorkerStore, engine: Engine, shelf: Shelf) -> None:
-        self._store, self._engine, self._shelf = store, engine, shelf
+    def __init__(self, store: WorkerStore, engine: Engine, courier: Courier, shelf: Shelf) -> None:
+        self._store, self._engine = store, engine
+        self._courier, self._shelf = courier, shelf
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="keeper", daemon=True)
 
@@ -44,7 +45,8 @@ class Keeper:
     def stop(self) -> None:
         """End the thread."""
         self._stopping.set()
-        self._thread.join()
+        if self._thread.is_alive():
+            self._thread.join()
 
     def _run(self) -> None:
         lease = self._store.settings.lease
@@ -64,14 +66,17 @@ class Keeper:
                 return
 
     def _renew(self) -> None:
-        for claim in self._engine.claims():
+        for claim in {*self._engine.claims(), *self._courier.claims()}:
             held = claim.renew()
             if held != "held":
                 self._engine.stop_job(claim, held)
 
 
-def run_worker(settings: Settings) -> None:
-    """Serve jobs until SIGTERM or SIGINT; jobs still running then are handed back."""
+def run_worker(settings: Settings) -> int:
+    """Serve jobs until SIGTERM or SIGINT; jobs still running then are handed back.
+
+    Returns the exit code: not 0 when the worker ended by a failure.
+    """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     shelf = Shelf(settings.models or SHIPPED, device)
     celery = make_celery(settings.require_redis())
@@ -80,15 +85,21 @@ def run_worker(settings: Settings) -> None:
     store = WorkerStore(settings, worker_id, hinter.hint)
     courier = Courier()
     engine = Engine(shelf, courier)
-    keeper = Keeper(store, engine, shelf)
+    keeper = Keeper(store, engine, courier, shelf)
 
     def run(job_id: str) -> None:
         if not engine.wait_for_room():
             hinter.hint(job_id)  # for another worker
             return
         claim = store.claim(job_id, shelf.models.keys())
-        if claim is not None:
-            engine.admit(claim, claim.inputs())
+        if claim is None:
+            return
+        try:
+            inputs = claim.inputs()
+        except redis.RedisError:
+            claim.release("its inputs could not be read")
+            raise
+        engine.admit(claim, inputs)
 
     celery.task(name=TASK_NAME)(run)
 
@@ -99,22 +110,24 @@ def run_worker(settings: Settings) -> None:
         log.info("serving %s on %s", [card["name"] for card in shelf.cards], device)
 
     def end(**_: object) -> None:
-        engine.stop()
+        engine.begin_stop()
 
     signals.worker_ready.connect(begin, weak=False)
     signals.worker_shutting_down.connect(end, weak=False)
+    worker = celery.Worker(
+        pool="threads",
+        concurrency=1,
+        loglevel=settings.log_level,
+        without_gossip=True,
+        without_mingle=True,
+        without_heartbeat=True,
+    )
     try:
-        celery.Worker(
-            pool="threads",
-            concurrency=1,
-            loglevel=settings.log_level,
-            without_gossip=True,
-            without_mingle=True,
-            without_heartbeat=True,
-        ).start()
+        worker.start()  # returns, with an exit code, also when it failed
     finally:
         engine.stop()
-        keeper.stop()
         courier.stop(_GRACE)
+        keeper.stop()  # last: what is delivered still needs its lease
         store.withdraw()
         store.close()
+    return int(worker.exitcode or 0)

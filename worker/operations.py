@@ -17,12 +17,14 @@ import torch
 from torch import Tensor
 
 from model import likelihood, pf_ode, pictures
+from model.data import DataSpec
 from model.denoiser import REPRODUCIBLE_ROWS
-from model.grids import uniform
-from model.noise import image_seeds
-from model.plan import from_prior, replay
+from model.grids import GRIDS
+from model.noise import Stream, image_seeds, normal
+from model.plan import Clip, Plan, from_prior, replay
+from model.process import Process
 from model.query import Condition, Operation
-from model.samplers import ddim, ddpm
+from model.samplers import SAMPLERS
 from service.jobs import parameters as p
 from service.jobs.arrays import pack, unpack
 from worker.shelf import ServedModel
@@ -55,7 +57,7 @@ def start(served: ServedModel, job: p.Parameters, inputs: bytes | None) -> Opera
     tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
     match job:
         case p.GenerateParameters():
-            return generate(served, job, tensors.get("latents"))
+            return generate(served, job, tensors.get("latents"), tensors.get("companion"))
         case p.InvertParameters():
             return invert(served, job, tensors["levels"])
         case p.LoglikParameters():
@@ -63,7 +65,10 @@ def start(served: ServedModel, job: p.Parameters, inputs: bytes | None) -> Opera
 
 
 def generate(
-    served: ServedModel, job: p.GenerateParameters, latents: Tensor | None
+    served: ServedModel,
+    job: p.GenerateParameters,
+    latents: Tensor | None,
+    companion: Tensor | None,
 ) -> Operation[Outcome]:
     """Images from noise by any sampler, or from latents by the probability-flow ODE."""
     spec, process = _data_and_process(served)
@@ -73,17 +78,14 @@ def generate(
     condition = Condition.same(count, job.class_label, job.guidance)
     converged: Tensor | None = None
     if isinstance(job.sampler, p.PfOde):
-        scale = process.scale(torch.tensor(process.t_max, dtype=torch.float64))
-        start = from_prior(process, keys, spec.shape) / scale if latents is None else latents
-        flowed = yield from pf_ode.decode(process, start, condition, _solver(job.sampler.solver))
-        x, nfe, converged = flowed.u, flowed.nfe, flowed.converged
+        latent = normal(keys, Stream.PRIOR, 0, spec.shape) if latents is None else latents
+        solver = _solver(job.sampler.solver)
+        flowed = yield from pf_ode.decode(process, latent, condition, solver, companion)
+        x, nfe, converged = flowed.end, flowed.nfe, flowed.converged
     else:
-        times = uniform(process, job.sampler.steps)
-        if isinstance(job.sampler, p.Ddim):
-            plan = ddim(process, times, eta=job.sampler.eta)
-        else:
-            plan = ddpm(process, times)
-        x = yield from replay(plan, from_prior(process, keys, spec.shape), keys, condition)
+        plan = _plan(process, job.sampler)
+        start = from_prior(plan, keys, spec.shape)
+        x = (yield from replay(plan, start, keys, condition, clip=_clip(spec, job.sampler))).x
         nfe = torch.full((count,), plan.calls)
     _require_finite(x)
     images: list[dict[str, Any]] = [
@@ -105,10 +107,10 @@ def invert(served: ServedModel, job: p.InvertParameters, levels: Tensor) -> Oper
     condition = Condition.same(len(x), job.class_label, job.guidance)
     solver = _solver(job.solver)
     encoded = yield from pf_ode.encode(process, x, condition, solver)
-    _require_finite(encoded.u)
-    decoded = yield from pf_ode.decode(process, encoded.u, condition, solver)
+    _require_finite(encoded.end)
+    decoded = yield from pf_ode.decode(process, encoded.end, condition, solver, encoded.companion)
     # In [−1, 1] units whatever the model's range.
-    error = (decoded.u - x).abs().flatten(1) * (2.0 / (spec.high - spec.low))
+    error = (decoded.end - x).abs().flatten(1) * (2.0 / (spec.high - spec.low))
     name = "latents.safetensors"
     images = [
         {
@@ -116,7 +118,7 @@ def invert(served: ServedModel, job: p.InvertParameters, levels: Tensor) -> Oper
             "latent": {"artifact": name, "index": i},
             "round_trip_rmse": _number(error[i].square().mean().sqrt()),
             "round_trip_max_error": _number(error[i].max()),
-            "norm_ratio": _number(encoded.u[i].square().mean()),
+            "norm_ratio": _number(encoded.end[i].square().mean()),
             "nfe": int(encoded.nfe[i]),
             "converged": bool(encoded.converged[i] & decoded.converged[i]),
         }
@@ -131,7 +133,10 @@ def invert(served: ServedModel, job: p.InvertParameters, levels: Tensor) -> Oper
         "class_label": str(job.class_label),
         "guidance": str(job.guidance),
     }
-    pack_latents = partial(pack, {"latents": encoded.u.numpy()}, metadata)
+    arrays = {"latents": encoded.end.numpy()}
+    if encoded.companion is not None:
+        arrays["companion"] = encoded.companion.numpy()
+    pack_latents = partial(pack, arrays, metadata)
     artifact = Artifact(name=name, media_type="application/vnd.safetensors", encode=pack_latents)
     return Outcome(result={"images": images}, artifacts=[artifact])
 
@@ -141,24 +146,32 @@ def loglik(served: ServedModel, job: p.LoglikParameters, levels: Tensor) -> Oper
     spec, process = _data_and_process(served)
     count = len(levels)
     samples = 1 if job.dequantization is None else job.dequantization.samples
-    # One row for every (image, sample), each with a seed of its own.
-    seeds = torch.tensor(
-        [image_seeds(seed, samples) for seed in image_seeds(job.seed or 0, count)]
-    ).reshape(-1)
+    # One row for every (image, sample). An image's samples share its probes, so that what differs
+    # between them is the dequantisation alone.
+    image_keys = image_seeds(job.seed or 0, count)
+    sample_keys = torch.tensor([image_seeds(key, samples) for key in image_keys]).reshape(-1)
     rows = levels.repeat_interleave(samples, dim=0)
-    u = 0.5 if job.dequantization is None else likelihood.dequantize(rows, seeds)
+    u = 0.5 if job.dequantization is None else likelihood.dequantize(rows, sample_keys)
     solved = yield from likelihood.log_likelihood(
         process,
         spec.to_model(rows, u),
         Condition.same(len(rows), job.class_label),
         pf_ode.Adaptive(tolerance=job.solver.tolerance, max_calls=job.solver.max_calls),
         _divergence(job.divergence),
-        seeds,
+        torch.tensor(image_keys).repeat_interleave(samples),
     )
     _require_finite(solved.log_likelihood)
     by_image = {
         name: getattr(solved, name).reshape(count, samples)
-        for name in ("log_likelihood", "prior", "volume", "probe_error", "nfe", "converged")
+        for name in (
+            "log_likelihood",
+            "prior",
+            "volume",
+            "probe_error",
+            "discretization_error",
+            "nfe",
+            "converged",
+        )
     }
     mean = by_image["log_likelihood"].mean(1)
     spread = by_image["log_likelihood"].std(1) / math.sqrt(samples) if samples > 1 else None
@@ -168,9 +181,10 @@ def loglik(served: ServedModel, job: p.LoglikParameters, levels: Tensor) -> Oper
             "log_likelihood": _number(mean[i]),
             "bits_per_dim": _number(spec.bits_per_dim(mean[i])),
             "standard_error": {
-                "probe": _number(by_image["probe_error"][i].square().sum().sqrt() / samples),
+                "probe": _number(by_image["probe_error"][i].mean()),
                 "dequantization": None if spread is None else _number(spread[i]),
             },
+            "discretization_error": _number(by_image["discretization_error"][i].mean()),
             "prior": _number(by_image["prior"][i].mean()),
             "volume": _number(by_image["volume"][i].mean()),
             "nfe": int(by_image["nfe"][i].sum()),
@@ -182,21 +196,38 @@ def loglik(served: ServedModel, job: p.LoglikParameters, levels: Tensor) -> Oper
     return Outcome(result={"images": images})
 
 
-def _data_and_process(served: ServedModel) -> tuple[Any, Any]:
+def _data_and_process(served: ServedModel) -> tuple[DataSpec, Process]:
     description = served.checkpoint.description
     return description.data, description.process
 
 
-def _solver(solver: p.Euler | p.Heun | p.Adaptive) -> pf_ode.Solver:
+def _solver(solver: p.FixedSolver | p.Adaptive) -> pf_ode.Solver:
     if isinstance(solver, p.Adaptive):
         return pf_ode.Adaptive(tolerance=solver.tolerance, max_calls=solver.max_calls)
-    return pf_ode.FixedGrid(name=solver.name, steps=solver.steps)
+    return pf_ode.FixedGrid(name=solver.name, steps=solver.steps, grid=solver.grid)
+
+
+def _plan(process: Process, sampler: p.TableSampler) -> Plan:
+    """The table of a sampler: its own options are those of its function in `model.samplers`."""
+    options = sampler.model_dump(exclude={"name", "steps", "grid", "clip", "t"})
+    if isinstance(sampler, p.Langevin):
+        level = process.t_min if sampler.t is None else sampler.t
+        level = min(max(level, process.t_min), process.t_max)
+        times = torch.full((sampler.steps,), level, dtype=torch.float64)
+    else:
+        times = GRIDS[sampler.grid](process, sampler.steps)
+    return SAMPLERS[sampler.name](process, times, **options)
+
+
+def _clip(spec: DataSpec, sampler: p.TableSampler) -> Clip | None:
+    wanted = isinstance(sampler, p.Ddpm | p.Ddim) and sampler.clip
+    return Clip(low=spec.low, high=spec.high) if wanted else None
 
 
 def _divergence(divergence: p.Hutchinson | p.Exact) -> likelihood.Divergence:
     if isinstance(divergence, p.Exact):
         return likelihood.Exact()
-    return likelihood.Hutchinson(probes=divergence.probes)
+    return likelihood.Hutchinson(probes=divergence.probes, distribution=divergence.distribution)
 
 
 def _picture_artifacts(

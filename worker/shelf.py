@@ -61,6 +61,10 @@ class Shelf:
             served = ServedModel(
                 name=path.stem, checkpoint=checkpoint, denoiser=checkpoint.denoiser(device)
             )
+            if checkpoint.digest in self.models:
+                other = self.models[checkpoint.digest].name
+                log.error("left out: %s is the same checkpoint as %s", path, other)
+                continue
             self.models[checkpoint.digest] = served
         if not self.models:
             raise CheckpointError(

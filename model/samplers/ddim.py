@@ -33,4 +33,4 @@ def ddim(process: Process, times: Tensor, *, eta: float = 0.0) -> Plan:
                 Z: noise,
             },
         )
-    return plan.build()
+    return plan.build(end=None)

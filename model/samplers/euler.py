@@ -17,6 +17,6 @@ def euler(process: Process, times: Tensor) -> Plan:
     """Between the first and the last time, in either direction; one call a step."""
     plan = PlanBuilder(process)
     for now, after in steps(process, times):
-        ratio = after.alpha / now.alpha
-        plan.call(now.t, x={X: ratio, EPS: after.sigma - ratio * now.sigma})
-    return plan.build()
+        step = after.ratio - now.ratio
+        plan.call(now.t, x={X: after.alpha / now.alpha, EPS: after.alpha * step})
+    return plan.build(end=float(times[-1]))

@@ -17,8 +17,7 @@ def heun(process: Process, times: Tensor) -> Plan:
     """Between the first and the last time, in either direction; two calls a step."""
     plan = PlanBuilder(process)
     for now, after in steps(process, times):
-        ratio = after.alpha / now.alpha
-        slope = after.sigma - ratio * now.sigma  # α_s (ρ_s − ρ_t)
-        plan.call(now.t, x={X: 1.0}, h={EPS: 1.0}, y={X: ratio, EPS: slope})
-        plan.call(after.t, x={X: ratio, H: 0.5 * slope, EPS: 0.5 * slope})
-    return plan.build()
+        ratio, step = after.alpha / now.alpha, after.alpha * (after.ratio - now.ratio)
+        plan.call(now.t, x={X: 1.0}, h={EPS: 1.0}, y={X: ratio, EPS: step})
+        plan.call(after.t, x={X: ratio, H: 0.5 * step, EPS: 0.5 * step})
+    return plan.build(end=float(times[-1]))

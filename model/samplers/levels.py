@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from model.plan import EPS, Terms, X
 from model.process import Process
 
 
@@ -17,6 +18,16 @@ class Level(NamedTuple):
     t: float
     alpha: float
     sigma: float
+
+    @property
+    def ratio(self) -> float:
+        """ρ = σ/α, the noise level of x/α."""
+        return self.sigma / self.alpha
+
+    @property
+    def x0(self) -> Terms:
+        """x̂0 = (x − σ ε)/α."""
+        return {X: 1.0 / self.alpha, EPS: -self.ratio}
 
 
 CLEAN = Level(0.0, 1.0, 0.0)
@@ -37,3 +48,8 @@ def steps(process: Process, times: Tensor) -> Iterator[tuple[Level, Level]]:
 def steps_to_clean(process: Process, times: Tensor) -> Iterator[tuple[Level, Level]]:
     """Each (now, next) along the grid, then (last, CLEAN)."""
     return pairwise([*levels(process, times), CLEAN])
+
+
+def scaled(terms: Terms, factor: float) -> Terms:
+    """A linear combination times a number."""
+    return {register: factor * coefficient for register, coefficient in terms.items()}

@@ -12,9 +12,9 @@ from fastapi.sse import KEEPALIVE_COMMENT, EventSourceResponse, format_sse_event
 from service.api.dependencies import JobDep, StoreDep
 from service.api.problems import FieldError, did_you_mean, invalid, not_found
 from service.api.schemas import JobView, problem_responses
-from service.jobs.store import FROM_THE_START, JobStore, follows
+from service.jobs.store import BLOCK, FROM_THE_START, JobStore, follows
 
-PING = 15.0  # seconds between signs of life on a quiet stream
+PING = BLOCK  # seconds between signs of life on a quiet stream
 EVENT_ID = re.compile(r"[0-9]{1,19}(-[0-9]{1,19})?")
 
 router = APIRouter(prefix="/jobs/{job_id}", tags=["jobs"])

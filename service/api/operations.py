@@ -22,7 +22,7 @@ from service.api.submission import prepare
 from service.api.uploads import read_upload
 from service.jobs.job import Job
 from service.jobs.parameters import GenerateParameters, InvertParameters, LoglikParameters
-from service.jobs.store import FROM_THE_START, JobStore
+from service.jobs.store import BLOCK, FROM_THE_START, JobStore
 
 router = APIRouter(tags=["operations"])
 log = logging.getLogger(__name__)
@@ -129,7 +129,7 @@ def preferred_wait(prefer: str | None) -> float | None:
 async def _wait(store: JobStore, job: Job, seconds: float) -> Job:
     """The job when it has finished, or as it stands after `seconds`."""
     with anyio.move_on_after(seconds):
-        async with aclosing(store.follow(job.id, FROM_THE_START, idle=seconds + 1)) as events:
+        async with aclosing(store.follow(job.id, FROM_THE_START, idle=BLOCK)) as events:
             async for _ in events:
                 pass
     return await store.get(job.id) or job

@@ -1,46 +1,31 @@
 """From an upload to a job: everything about a request is checked here, before it is queued."""
 
 import secrets
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import anyio.to_thread
 import numpy as np
-from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
+from service.api.latents import Card, latent_bytes, read_latents
 from service.api.problems import FieldError, did_you_mean, from_pydantic, invalid
 from service.api.uploads import Upload
 from service.images import ImageError, read_image
-from service.jobs.arrays import ArraysError, pack, unpack
+from service.jobs.arrays import pack
 from service.jobs.job import Job, new_job_id
 from service.jobs.parameters import (
     MAX_SEED,
     OPERATIONS,
     Adaptive,
+    FixedSolver,
     GenerateParameters,
-    Latents,
     LoglikParameters,
     Parameters,
     PfOde,
+    Sampler,
 )
 from service.jobs.store import JobStore
 from service.settings import Settings
-
-LATENT_NAMES = ("latents", "latent")
-
-
-class Card(BaseModel):
-    """What a request is checked against, of the card that a worker announced."""
-
-    model_config = ConfigDict(extra="ignore", frozen=True)
-
-    name: str
-    digest: str
-    shape: tuple[int, int, int]  # (C, H, W)
-    levels: int
-    class_names: list[str] | None = None
 
 
 @dataclass(frozen=True)
@@ -65,7 +50,7 @@ async def prepare(store: JobStore, settings: Settings, operation: str, upload: U
     else:
         if upload.latents is not None:
             raise invalid(FieldError("latents", f"{operation} takes images; leave this part out"))
-        inputs = await _image_inputs(settings, card, upload)
+        inputs = await _image_inputs(settings, card, upload, _samples(parameters))
     job = Job(
         id=new_job_id(),
         operation=operation,
@@ -95,19 +80,30 @@ def _check_bounds(parameters: Parameters, card: Card, settings: Settings) -> Non
         raise invalid(FieldError("class_label", detail, label))
     if isinstance(parameters, GenerateParameters):
         _check_count(parameters.count, "seeds" if parameters.seeds else "count", settings)
-        _check_steps(parameters.sampler, "sampler", settings)
-        if isinstance(parameters.sampler, PfOde):
-            _check_steps(parameters.sampler.solver, "sampler.solver", settings)
+        _check_calls(parameters.sampler, "sampler", settings)
+        _check_format(parameters.format, card)
     else:
-        _check_steps(parameters.solver, "solver", settings)
+        _check_calls(parameters.solver, "solver", settings)
 
 
-def _check_steps(solver: BaseModel, name: str, settings: Settings) -> None:
-    limit = "max_calls" if isinstance(solver, Adaptive) else "steps"
-    given = getattr(solver, limit, 0)
-    if given > settings.max_steps:
-        detail = f"given {given}, at most {settings.max_steps} are allowed; ask for fewer"
-        raise invalid(FieldError(f"{name}.{limit}", detail, given))
+def _check_calls(asked: Sampler | FixedSolver | Adaptive, field: str, settings: Settings) -> None:
+    if isinstance(asked, PfOde):
+        return _check_calls(asked.solver, f"{field}.solver", settings)
+    if asked.calls > settings.max_steps:
+        name = "max_calls" if isinstance(asked, Adaptive) else "steps"
+        detail = (
+            f"{asked.calls} network calls an image, at most {settings.max_steps} are allowed; "
+            "ask for fewer"
+        )
+        raise invalid(FieldError(f"{field}.{name}", detail, getattr(asked, name)))
+    return None
+
+
+def _check_format(kind: str, card: Card) -> None:
+    channels = card.shape[0]
+    if kind != "npy" and channels not in (1, 3, 4):
+        detail = f'images of {channels} channels have no {kind}; ask for "npy"'
+        raise invalid(FieldError("format", detail, kind))
 
 
 def _check_count(count: int, name: str, settings: Settings) -> None:
@@ -123,12 +119,12 @@ def _refuse_images(upload: Upload) -> None:
         raise invalid(FieldError("images", "generate takes no images; leave them out"))
 
 
-async def _image_inputs(settings: Settings, card: Card, upload: Upload) -> bytes:
-    """The uploaded images as packed `levels` (N, C, H, W)."""
+async def _image_inputs(settings: Settings, card: Card, upload: Upload, samples: int) -> bytes:
+    """The uploaded images as packed `levels` (N, C, H, W); `samples` rows will be made of each."""
     if not upload.images:
         detail = "none given; send one part `image` an image, or base64 strings in `images`"
         raise invalid(FieldError("images", detail))
-    _check_count(len(upload.images), "images", settings)
+    _check_count(len(upload.images) * samples, "images", settings)
 
     def read_all() -> bytes:
         images = []
@@ -156,76 +152,22 @@ async def _generate_inputs(
             raise invalid(FieldError("latents", detail))
         return parameters, None
     wanted = parameters.init.latents
-    data, field = await _latent_bytes(store, wanted, upload.latents)
-    rows = await anyio.to_thread.run_sync(_read_latents, data, field, wanted, card)
-    count = len(rows)
+    data, field = await latent_bytes(store, wanted, upload.latents)
+    solver = parameters.sampler.solver if isinstance(parameters.sampler, PfOde) else None
+    arrays = await anyio.to_thread.run_sync(read_latents, data, field, wanted, card, solver)
+    count = len(arrays["latents"])
     _check_count(count, field, settings)
     if "count" in parameters.model_fields_set and parameters.count != count:
         detail = f"given {parameters.count}, but {count} latents are decoded; leave count out"
         raise invalid(FieldError("count", detail, parameters.count))
-    return parameters.model_copy(update={"count": count}), pack({"latents": rows})
+    return parameters.model_copy(update={"count": count}), pack(arrays)
 
 
-async def _latent_bytes(store: JobStore, wanted: Latents, part: bytes | None) -> tuple[bytes, str]:
-    """The safetensors file that holds the latents, and the field that it came from."""
-    if wanted.job is None:
-        if part is None:
-            detail = "neither a job is named nor a part `latents` sent; do one of them"
-            raise invalid(FieldError("init.latents", detail))
-        return part, "latents"
-    if part is not None:
-        detail = "a part `latents` was sent as well; leave one of them out"
-        raise invalid(FieldError("init.latents.job", detail, wanted.job))
-    job = await store.get(wanted.job)
-    if job is None:
-        detail = f"no job {wanted.job}; it never was, or it has expired"
-        raise invalid(FieldError("init.latents.job", detail, wanted.job))
-    artifact = await store.artifact(wanted.job, wanted.name)
-    if artifact is None:
-        known = did_you_mean(wanted.name, job.artifacts) if job.artifacts else "it has none"
-        detail = f'the job, which is {job.status}, has no artifact "{wanted.name}"; {known}'
-        raise invalid(FieldError("init.latents.name", detail, wanted.name))
-    return artifact[1], "init.latents"
-
-
-def _read_latents(data: bytes, field: str, wanted: Latents, card: Card) -> NDArray[np.float64]:
-    """The chosen rows (N, C, H, W) of a latents file made by or for the model of `card`."""
-    try:
-        arrays, metadata = unpack(data)
-    except ArraysError as error:
-        raise invalid(FieldError(field, str(error))) from error
-    name = next((name for name in LATENT_NAMES if name in arrays), None)
-    if name is None:
-        found = ", ".join(sorted(arrays)) or "no array"
-        raise invalid(FieldError(field, f'needs an array "latents", given {found}'))
-    latents = arrays[name]
-    if latents.dtype.kind != "f" or latents.shape[1:] != card.shape or latents.ndim != 4:
-        shape = ", ".join(map(str, card.shape))
-        detail = (
-            f"{latents.dtype} of shape {latents.shape}; "
-            f'the model "{card.name}" takes floats of shape (N, {shape})'
-        )
-        raise invalid(FieldError(field, detail))
-    if metadata.get("digest", card.digest) != card.digest:
-        detail = (
-            f"they are of the checkpoint {metadata['digest']}, but the model "
-            f'"{card.name}" is {card.digest} now; encode the images again'
-        )
-        raise invalid(FieldError(field, detail))
-    rows = _select(latents, wanted.index).astype(np.float64)
-    if not len(rows) or not np.isfinite(rows).all():
-        raise invalid(FieldError(field, "needs at least one latent, all of finite numbers"))
-    return rows
-
-
-def _select(latents: NDArray[Any], index: Sequence[int] | None) -> NDArray[Any]:
-    if index is None:
-        return latents
-    for given in index:
-        if given >= len(latents):
-            detail = f"given {given}; there are latents 0..{len(latents) - 1}"
-            raise invalid(FieldError("init.latents.index", detail, given))
-    return latents[list(index)]
+def _samples(parameters: Parameters) -> int:
+    """Rows that the worker makes of every uploaded image."""
+    if isinstance(parameters, LoglikParameters) and parameters.dequantization is not None:
+        return parameters.dequantization.samples
+    return 1
 
 
 def _with_seed(parameters: Parameters) -> Parameters:

@@ -27,8 +27,6 @@ def make_celery(redis_url: str) -> Celery:
             "socket_connect_timeout": 5,
         },
         broker_connection_retry_on_startup=True,
-        worker_soft_shutdown_timeout=10,
-        worker_enable_soft_shutdown_on_idle=True,
         worker_hijack_root_logger=False,
     )
     return app

@@ -15,6 +15,7 @@ from service.settings import Settings
 
 CANCELED_BY_REQUEST = json.dumps({"reason": "requested"})
 FROM_THE_START = "0-0"
+BLOCK = 15.0  # seconds that one read of a stream may block
 
 
 def follows(event_id: str, other: str) -> bool:
@@ -49,8 +50,8 @@ class JobStore:
         url = settings.require_redis()
         # One retry: a pooled connection may be stale after Redis came back.
         self._redis = Redis.from_url(url, retry=Retry(NoBackoff(), 1))
-        # A blocking read outlives any socket timeout, so it has a client of its own.
-        self._blocking = Redis.from_url(url, retry=Retry(NoBackoff(), 1), socket_timeout=None)
+        # A blocking read outlives the usual socket timeout, so it has a client of its own.
+        self._blocking = Redis.from_url(url, retry=Retry(NoBackoff(), 1), socket_timeout=BLOCK + 5)
 
     async def close(self) -> None:
         """Close the connections."""
@@ -63,11 +64,8 @@ class JobStore:
 
     async def submit(self, job: Job, inputs: bytes | None = None) -> Job:
         """Store a new job with its inputs and its `queued` event, at once or not at all."""
-        await self._run("submit", job.id, inputs, fields=job.to_hash())
-        stored = await self.get(job.id)
-        if stored is None:
-            raise RuntimeError(f"job {job.id} vanished while it was submitted")
-        return stored
+        flat = await self._run("submit", job.id, inputs, fields=job.to_hash())
+        return Job.from_hash(dict(zip(flat[::2], flat[1::2], strict=True)))
 
     async def get(self, job_id: str) -> Job | None:
         """The job, None if it never was or has expired."""

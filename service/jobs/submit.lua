@@ -1,6 +1,6 @@
 -- Store a new job, its inputs and its first event. arg.fields: the job's hash.
 if redis.call('EXISTS', JOB) == 1 then
-  return 0 -- the client sent it again after a lost answer
+  return redis.call('HGETALL', JOB) -- sent again after a lost answer
 end
 local time = seconds(now())
 for name, value in pairs(arg.fields) do
@@ -12,4 +12,4 @@ if ARGV[2] then
 end
 event('queued', '{}')
 redis.call('ZADD', QUEUED, time, arg.id)
-return 1
+return redis.call('HGETALL', JOB)

@@ -22,13 +22,15 @@ def eps_factor(process: Process, times: Tensor, v: float) -> Tensor:
     return sigma / (alpha.square() * v + sigma.square())
 
 
-def final_variance(plan: Plan, v: float, start_variance: float) -> float:
+def final_variance(plan: Plan, v: float, start_variance: float, *, paired: bool = False) -> float:
     """Exact variance of the sample, by a recursion over the covariance of the registers (x, h, y).
 
-    The start is x = y ~ N(0, start_variance), h = 0.
+    The start is x = y ~ N(0, start_variance), and h = 0, or h = x for a paired solver.
     """
     covariance = torch.zeros(3, 3, dtype=torch.float64)
     covariance[[0, 0, 2, 2], [0, 2, 0, 2]] = start_variance
+    if paired:
+        covariance[:] = start_variance
     for table, c in zip(plan.table, eps_factor(plan.process, plan.times, v), strict=True):
         matrix = table[:, :3].clone()
         matrix[:, 2] += table[:, EPS] * c

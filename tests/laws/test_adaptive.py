@@ -6,7 +6,16 @@ import scipy.integrate
 import torch
 from numpy.typing import NDArray
 
-from model.pf_ode import Adaptive, FixedGrid, Flowed, decode, encode, velocity
+from model.pf_ode import (
+    Adaptive,
+    FixedGrid,
+    Flowed,
+    clock,
+    decode,
+    encode,
+    log_snr_at,
+    velocity,
+)
 from model.process import VPLinear
 from model.query import Condition, run
 from model.samplers import ODE_SOLVERS
@@ -28,7 +37,7 @@ def test_an_image_s_latent_does_not_depend_on_its_company() -> None:
     crowd = encoded(x, 1e-5)
     beside_an_outlier = encoded(torch.stack((x[5], 300.0 * x[6])), 1e-5)
     for other, row in ((crowd, 5), (beside_an_outlier, 0)):
-        assert (other.u[row] - alone.u[0]).abs().max() < 1e-10
+        assert (other.end[row] - alone.end[0]).abs().max() < 1e-10
         assert other.nfe[row] == alone.nfe[0]
 
 
@@ -36,15 +45,15 @@ def test_round_trip_at_a_tight_tolerance_returns_the_image() -> None:
     x = draw(NETWORK, 16)
     forth = encoded(x, 1e-6)
     solver = Adaptive(tolerance=1e-6)
-    back = run(decode(PROCESS, forth.u, Condition.same(16), solver), DENOISER)
+    back = run(decode(PROCESS, forth.end, Condition.same(16), solver), DENOISER)
     assert forth.converged.all()
     assert back.converged.all()
-    assert (back.u - x).abs().max() < 1e-4
+    assert (back.end - x).abs().max() < 1e-5
 
 
 def test_latents_of_data_are_standard_normal() -> None:
     x = draw(NETWORK, 200)
-    z = encoded(x, 1e-4).u
+    z = encoded(x, 1e-4).end
     # The mixture at t_max still has its means at α = 0.0066: far below the sampling error.
     n = z.numel()
     assert abs(float(z.mean())) < 4 / n**0.5
@@ -55,25 +64,25 @@ def test_latents_of_data_are_standard_normal() -> None:
 def test_error_and_calls_stay_near_scipy_s_rk45(tolerance: float) -> None:
     x = draw(NETWORK, 4)
     ours = encoded(x, tolerance)
-    tight = encoded(x, 1e-11, max_calls=100_000).u.flatten(1).numpy()
+    tight = encoded(x, 1e-11, max_calls=100_000).end.flatten(1).numpy()
     start = PROCESS.scale(torch.tensor(PROCESS.t_min, dtype=torch.float64))
     for i in range(len(x)):
 
-        def field(t: float, y: NDArray[np.float64]) -> NDArray[np.float64]:
-            time = torch.tensor([t], dtype=torch.float64)
+        def field(tau: float, y: NDArray[np.float64]) -> NDArray[np.float64]:
+            time = torch.tensor([tau], dtype=torch.float64)
             u = torch.from_numpy(y).reshape(1, *NETWORK.config.shape)
-            eps = NETWORK(u, PROCESS.log_snr(time), torch.tensor([-1]))
-            return velocity(PROCESS, time, u, eps).flatten().numpy()
+            eps = NETWORK(u, log_snr_at(time), torch.tensor([-1]))
+            return velocity(time, u, eps).flatten().numpy()
 
         theirs = scipy.integrate.solve_ivp(
             field,
-            (PROCESS.t_min, PROCESS.t_max),
+            clock(PROCESS),
             (x[i] / start).flatten().numpy(),
             method="RK45",
             rtol=tolerance,
             atol=tolerance,
         )
-        our_error = np.abs(ours.u[i].flatten().numpy() - tight[i]).max()
+        our_error = np.abs(ours.end[i].flatten().numpy() - tight[i]).max()
         their_error = np.abs(theirs.y[:, -1] - tight[i]).max()
         assert our_error < 1.5 * their_error + 1e-10
         assert int(ours.nfe[i]) <= 1.3 * theirs.nfev
@@ -89,21 +98,32 @@ def test_a_row_that_runs_out_of_calls_says_so_and_the_others_go_on() -> None:
     assert int(found.nfe.max()) <= cap
 
 
+def encoded_on_grid(x: torch.Tensor, name: str, steps: int) -> Flowed:
+    solver = FixedGrid(name=name, steps=steps)
+    return run(encode(PROCESS, x, Condition.same(len(x)), solver), DENOISER)
+
+
 @pytest.mark.parametrize("name", sorted(ODE_SOLVERS))
 def test_fixed_grids_approach_the_adaptive_latent(name: str) -> None:
     x = draw(NETWORK, 4)
-    tight = encoded(x, 1e-9).u
+    tight = encoded(x, 1e-9).end
     errors = [
-        float(
-            (
-                run(
-                    encode(PROCESS, x, Condition.same(4), FixedGrid(name=name, steps=n)), DENOISER
-                ).u
-                - tight
-            )
-            .abs()
-            .max()
-        )
-        for n in (40, 320)
+        float((encoded_on_grid(x, name, steps).end - tight).abs().max()) for steps in (40, 320)
     ]
     assert errors[1] < errors[0] / 6
+
+
+@pytest.mark.parametrize("steps", [5, 20, 100])
+def test_the_reversible_pair_decodes_what_it_encoded_at_any_step_count(steps: int) -> None:
+    x = draw(NETWORK, 16)
+    solver, condition = FixedGrid(name="reversible", steps=steps), Condition.same(16)
+    there = run(encode(PROCESS, x, condition, solver), DENOISER)
+    back = run(decode(PROCESS, there.end, condition, solver, there.companion), DENOISER)
+    assert (back.end - x).abs().max() < 1e-9
+
+
+def test_half_of_a_reversible_pair_is_refused_with_the_way_out() -> None:
+    x = draw(NETWORK, 1)
+    solver, condition = FixedGrid(name="reversible", steps=20), Condition.same(1)
+    with pytest.raises(ValueError, match="by another solver"):
+        run(decode(PROCESS, x, condition, solver), DENOISER)

@@ -11,6 +11,7 @@ from model.pf_ode import Adaptive, encode
 from model.process import PROCESSES, Process, VPLinear
 from model.query import Condition, run
 from tests.laws.mixture import denoiser, draw, mixture
+from tests.laws.processes import make
 
 NETWORK = mixture()
 D = 64
@@ -41,7 +42,7 @@ def with_exact_prior(process: Process, solved: LogLikelihood, x: Tensor) -> Tens
     """log p with the mixture's own p_T in place of N(0, I), at the latent from a tight solve."""
     latent = run(
         encode(process, x, Condition.same(len(x)), Adaptive(tolerance=1e-9)), denoiser(NETWORK)
-    ).u
+    ).end
     scale = process.scale(torch.tensor(process.t_max, dtype=torch.float64))
     exact = NETWORK.log_prob(process, latent * scale, process.t_max) + D * scale.log()
     standard = -0.5 * (latent.flatten(1).square().sum(1) + D * math.log(2.0 * math.pi))
@@ -50,7 +51,7 @@ def with_exact_prior(process: Process, solved: LogLikelihood, x: Tensor) -> Tens
 
 @pytest.mark.parametrize("name", sorted(PROCESSES))
 def test_exact_trace_gives_the_closed_form(name: str) -> None:
-    process = PROCESSES[name](t_min=1e-3)
+    process = make(name, t_min=1e-3)
     x = draw(NETWORK, 6)
     found = with_exact_prior(process, solve(process, x, tolerance=1e-6), x)
     truth = NETWORK.log_prob(process, x, process.t_min)

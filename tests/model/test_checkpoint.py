@@ -11,6 +11,7 @@ from model.data import DataSpec
 from model.process import PROCESSES, VPLinear
 from model.unet import UNetConfig
 from tests.laws.mixture import draw, mixture
+from tests.laws.processes import make
 
 UNET = UNetConfig(in_channels=1, channels=(16, 16), blocks=1, classes=2, head_channels=16)
 DATA = DataSpec(shape=(1, 8, 8), levels=17, class_names=("a", "b"))
@@ -51,11 +52,11 @@ def test_every_process_survives_a_checkpoint(name: str, tmp_path: Path) -> None:
     network = mixture(components=2, shape=(1, 2, 2))
     data = DataSpec(shape=(1, 2, 2), levels=256)
     description = Description(
-        architecture=network.config, process=PROCESSES[name](t_min=0.01), data=data
+        architecture=network.config, process=make(name, t_min=0.01), data=data
     )
     path = tmp_path / "mixture.safetensors"
     checkpoints.save(path, description, network.state_dict())
-    assert checkpoints.load(path).description.process == PROCESSES[name](t_min=0.01)
+    assert checkpoints.load(path).description.process == make(name, t_min=0.01)
 
 
 def test_the_analytic_model_loads_like_any_other(tmp_path: Path) -> None:

@@ -43,9 +43,9 @@ def test_reproducible_rows_are_the_same_to_the_bit_in_any_company(
     alone, crowd = unet(ask(1)), unet(ask(rows))
     assert torch.equal(crowd.eps[:1], alone.eps)
     if probes:
-        assert alone.divergence is not None
-        assert crowd.divergence is not None
-        assert torch.equal(crowd.divergence[:1], alone.divergence)
+        assert alone.products is not None
+        assert crowd.products is not None
+        assert torch.equal(crowd.products[:1], alone.products)
 
 
 def test_guidance_mixes_the_conditional_and_the_unconditional_model(unet: Denoiser) -> None:
@@ -60,13 +60,13 @@ def test_guidance_mixes_the_conditional_and_the_unconditional_model(unet: Denois
 
 
 def test_guidance_applies_to_the_divergence_too(unet: Denoiser) -> None:
-    def divergence(condition: Condition) -> torch.Tensor:
-        found = unet(query(2, condition=condition, exact_trace=True)).divergence
+    def trace(condition: Condition) -> torch.Tensor:
+        found = unet(query(2, condition=condition, exact_trace=True)).trace
         assert found is not None
         return found
 
-    conditional, unconditional = divergence(Condition.same(2, 1)), divergence(Condition.same(2))
-    mixed = divergence(Condition.same(2, 1, guidance=3.0))
+    conditional, unconditional = trace(Condition.same(2, 1)), trace(Condition.same(2))
+    mixed = trace(Condition.same(2, 1, guidance=3.0))
     expected = unconditional + 3.0 * (conditional - unconditional)
     assert torch.allclose(mixed, expected, rtol=1e-4, atol=1e-4)
 
@@ -89,7 +89,7 @@ def test_exact_trace_is_the_jacobian_s() -> None:
         image=torch.arange(2),
         exact_trace=True,
     )
-    found = denoiser(network)(asked).divergence
+    found = denoiser(network)(asked).trace
     assert found is not None
     for i in range(2):
 
@@ -98,13 +98,12 @@ def test_exact_trace_is_the_jacobian_s() -> None:
             return network(row, log_snr[i : i + 1], torch.tensor([-1])).flatten()
 
         jacobian = torch.autograd.functional.jacobian(eps, u[i].flatten())
-        assert float(found[i, 0]) == pytest.approx(float(jacobian.trace()), rel=1e-10)
+        assert float(found[i]) == pytest.approx(float(jacobian.trace()), rel=1e-10)
 
 
 def test_probing_every_axis_sums_to_the_exact_trace(unet: Denoiser) -> None:
     axes = torch.eye(64, dtype=torch.float64).reshape(1, 64, *SHAPE)
-    forms = unet(query(1, probes=axes)).divergence
-    trace = unet(query(1, exact_trace=True)).divergence
-    assert forms is not None
-    assert trace is not None
-    assert float(forms.sum()) == pytest.approx(float(trace), rel=1e-4)
+    answer = unet(query(1, probes=axes, exact_trace=True))
+    assert answer.products is not None
+    assert answer.trace is not None
+    assert float((answer.products * axes).sum()) == pytest.approx(float(answer.trace), rel=1e-4)

@@ -14,6 +14,7 @@ import redis
 from service.jobs import keys
 from service.jobs.arrays import unpack
 from service.jobs.lease import Claim, WorkerStore
+from service.jobs.parameters import Ddpm
 from service.settings import Settings
 from tests.service.uploads import GREY, latents, npy, picture, png
 
@@ -45,7 +46,7 @@ async def test_generate_queues_a_job_and_says_where_it_is(
     job = answer.json()
     assert answer.headers["Location"] == job["links"]["self"] == f"/jobs/{job['id']}"
     assert (job["status"], job["operation"], job["attempt"]) == ("queued", "generate", 1)
-    assert job["parameters"]["sampler"] == {"name": "ddpm", "steps": 250}
+    assert job["parameters"]["sampler"] == Ddpm().model_dump()
     assert isinstance(job["parameters"]["seed"], int)
     assert (await client.get(answer.headers["Location"])).json() == job
     assert queued() == [job["id"]]

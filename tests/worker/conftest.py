@@ -113,7 +113,7 @@ class Stopped:
         """The bytes of a job's artifact."""
         key = keys.artifact(claim.job.id, name)
         with redis.Redis.from_url(self.url) as raw:
-            found: bytes = raw.hget(key, "data") if raw.type(key) == b"hash" else raw.get(key)
+            found: bytes = raw.get(key)
         return found
 
     def events(self, claim: Claim) -> list[tuple[str, dict[str, Any]]]:

@@ -74,3 +74,20 @@ def test_a_result_that_cannot_be_encoded_fails_its_job(
     assert job.status == "failed"
     assert job.error is not None
     assert "worker's log" in job.error["detail"]
+
+
+def test_a_claim_is_kept_alive_until_its_last_delivery(
+    courier: Courier, claimed: Callable[..., Claim]
+) -> None:
+    claim, begin, done = claimed("generate"), threading.Event(), threading.Event()
+
+    def slow() -> None:
+        assert begin.wait(10)
+
+    courier.send(claim, slow)
+    courier.send(claim, lambda: None)
+    assert courier.claims() == [claim]
+    begin.set()
+    courier.send(claimed("generate"), done.set)
+    assert done.wait(10)
+    assert claim not in courier.claims()

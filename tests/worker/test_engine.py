@@ -263,14 +263,19 @@ def test_a_job_with_impossible_parameters_fails_and_says_why(
 
 def test_stopping_hands_running_and_waiting_jobs_back(stopped: Stopped, claimed: Claimed) -> None:
     long = {"name": "ddpm", "steps": 4000}
-    running = claimed("generate", count=2, seed=1, sampler=long)
-    stopped.engine.start()
+    running, waiting, late = (
+        claimed("generate", count=2, seed=seed, sampler=long) for seed in (1, 2, 3)
+    )
     stopped.admit(running)
+    stopped.engine.tick()
+    stopped.admit(waiting)
     stopped.engine.stop()
+    stopped.admit(late)
     stopped.delivered()
-    job = stopped.job(running)
-    assert job.status is Status.QUEUED
-    assert job.attempt == 1
+    for claim in (running, waiting, late):
+        job = stopped.job(claim)
+        assert job.status is Status.QUEUED
+        assert job.attempt == 1
     assert stopped.engine.wait_for_room() is False
 
 
