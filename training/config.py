@@ -34,6 +34,7 @@ class ModelSection(_Section):
     head_channels: Annotated[int, Field(ge=1)] = 16
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
     class_conditional: bool = True
+    prediction: Literal["eps", "x0", "v"] = "eps"
 
 
 class ProcessSection(BaseModel):
@@ -52,7 +53,9 @@ class ProcessSection(BaseModel):
 class ObjectiveSection(_Section):
     """How the loss looks at noise levels; see `training.objective`."""
 
+    weighting: Literal["simple", "vlb", "likelihood", "snr", "min_snr"] = "simple"
     time_sampling: Literal["uniform", "log_snr"] = "uniform"
+    by_loss_history: bool = False
     label_dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
 
 

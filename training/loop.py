@@ -15,7 +15,14 @@ from model.unet import UNetConfig
 from training.config import Config, ConfigError, ModelSection
 from training.data import Dataset, Split
 from training.ema import Ema
-from training.objective import TIME_SAMPLING, drop_labels, eps_loss, stratified
+from training.objective import (
+    TIME_SAMPLING,
+    WEIGHTINGS,
+    LossHistory,
+    drop_labels,
+    eps_loss,
+    stratified,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,14 +113,24 @@ def train(
         network.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
     )
     sample_times = TIME_SAMPLING[config.objective.time_sampling]
+    weighting = WEIGHTINGS[config.objective.weighting]
+    history = LossHistory() if config.objective.by_loss_history else None
     stream = batches(dataset.train, settings.batch_size, generator)
     for step in range(settings.steps):
         levels, labels = next(stream)
         u = torch.rand(levels.shape, generator=generator, dtype=torch.float64)
         x0 = dataset.spec.to_model(levels, u).float()
         labels = drop_labels(labels, config.objective.label_dropout, generator)
-        log_snr = sample_times(process, stratified(len(x0), generator))
-        loss = eps_loss(network, x0, labels, log_snr, generator).mean()
+        quantile, share = stratified(len(x0), generator), torch.ones(len(x0), dtype=torch.float64)
+        if history is not None:
+            quantile, share = history.draw(quantile)
+        t = sample_times(process, quantile)
+        errors = eps_loss(
+            network, x0, labels, process.log_snr(t), generator, config.model.prediction
+        ) * weighting(process, t)
+        if history is not None:
+            history.record(quantile, errors.detach())
+        loss = (errors * share).mean()
         rate = learning_rate(step, config)
         for group in optimizer.param_groups:
             group["lr"] = rate

@@ -57,6 +57,7 @@ def run(config: Config, *, name: str, out: Path, command: str) -> Checkpoint:
         architecture=architecture,
         process=process,
         data=dataset.spec,
+        prediction=config.model.prediction,
         training=_summary(config, dataset, loss),
     )
     path = out / f"{name}.safetensors"
