@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from model import likelihood, pf_ode, pictures
+from model import elbo, likelihood, pf_ode, pictures
 from model.data import DataSpec
 from model.denoiser import REPRODUCIBLE_ROWS
 from model.grids import GRIDS
@@ -60,6 +60,8 @@ def start(served: ServedModel, job: p.Parameters, inputs: bytes | None) -> Opera
             return generate(served, job, tensors.get("latents"), tensors.get("companion"))
         case p.InvertParameters():
             return invert(served, job, tensors["levels"])
+        case p.LoglikParameters(method="elbo"):
+            return bound(served, job, tensors["levels"])
         case p.LoglikParameters():
             return loglik(served, job, tensors["levels"])
 
@@ -192,6 +194,40 @@ def loglik(served: ServedModel, job: p.LoglikParameters, levels: Tensor) -> Oper
             "converged": bool(by_image["converged"][i].all()),
         }
         for i in range(count)
+    ]
+    return Outcome(result={"images": images})
+
+
+def bound(served: ServedModel, job: p.LoglikParameters, levels: Tensor) -> Operation[Outcome]:
+    """The evidence lower bound on each image's log probability, term by term, in nats."""
+    spec, process = _data_and_process(served)
+    found = yield from elbo.elbo(
+        process,
+        spec,
+        levels,
+        Condition.same(len(levels), job.class_label),
+        torch.tensor(image_seeds(job.seed or 0, len(levels))),
+        **job.bound.model_dump(),
+    )
+    _require_finite(found.total)
+    images = [
+        {
+            "index": i,
+            "log_likelihood": _number(-found.total[i]),
+            "bits_per_dim": _number(found.total[i] / (spec.dimensions * math.log(2.0))),
+            "terms": {
+                "prior": _number(found.prior[i]),
+                "diffusion": _number(found.diffusion[i]),
+                "recon": _number(found.recon[i]),
+            },
+            "standard_error": {
+                "diffusion": _number(found.diffusion_error[i]),
+                "recon": _number(found.recon_error[i]),
+            },
+            "nfe": found.nfe,
+            "t_min": process.t_min,
+        }
+        for i in range(len(levels))
     ]
     return Outcome(result={"images": images})
 

@@ -17,6 +17,7 @@ from service.jobs.parameters import (
     MAX_SEED,
     OPERATIONS,
     Adaptive,
+    Bound,
     FixedSolver,
     GenerateParameters,
     LoglikParameters,
@@ -84,13 +85,17 @@ def _check_bounds(parameters: Parameters, card: Card, settings: Settings) -> Non
         _check_format(parameters.format, card)
     else:
         _check_calls(parameters.solver, "solver", settings)
+        if isinstance(parameters, LoglikParameters):
+            _check_calls(parameters.bound, "bound", settings)
 
 
-def _check_calls(asked: Sampler | FixedSolver | Adaptive, field: str, settings: Settings) -> None:
+def _check_calls(
+    asked: Sampler | FixedSolver | Adaptive | Bound, field: str, settings: Settings
+) -> None:
     if isinstance(asked, PfOde):
         return _check_calls(asked.solver, f"{field}.solver", settings)
     if asked.calls > settings.max_steps:
-        name = "max_calls" if isinstance(asked, Adaptive) else "steps"
+        name = {Adaptive: "max_calls", Bound: "draws"}.get(type(asked), "steps")
         detail = (
             f"{asked.calls} network calls an image, at most {settings.max_steps} are allowed; "
             "ask for fewer"

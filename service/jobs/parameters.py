@@ -311,14 +311,41 @@ class InvertParameters(_Conditioned):
     stream: Stream | None = None
 
 
+class Bound(_Parameters):
+    """How the evidence lower bound is estimated: of `steps` steps, null for continuous time."""
+
+    steps: int | None = Field(default=None, ge=1)
+    draws: int = Field(default=64, ge=2)
+    recon_draws: int = Field(default=8, ge=2)
+
+    @property
+    def calls(self) -> int:
+        """Network calls of one image."""
+        return self.draws + self.recon_draws
+
+    @model_validator(mode="after")
+    def _draws_fit_the_steps(self) -> "Bound":
+        if self.steps is not None and self.draws > self.steps:
+            raise ValueError(
+                f"draws is {self.draws}, but there are {self.steps} steps to draw from; "
+                "ask for as many draws as steps, or fewer"
+            )
+        return self
+
+
 class LoglikParameters(_Parameters):
-    """`POST /loglik`: the log-likelihood of each image."""
+    """`POST /loglik`: the log-likelihood of each image, or a lower bound of it.
+
+    `pf_ode` integrates the density along the ODE (`solver`, `divergence`, `dequantization`);
+    `elbo` bounds the probability of the levels (`bound`).
+    """
 
     model: str = Field(min_length=1, max_length=200)
-    method: Literal["pf_ode"] = "pf_ode"
+    method: Literal["pf_ode", "elbo"] = "pf_ode"
     solver: Adaptive = Adaptive(tolerance=1e-3)
     divergence: Divergence = Hutchinson()
     dequantization: Dequantization | None = Dequantization()
+    bound: Bound = Bound()
     class_label: int | None = Field(default=None, ge=0)
     seed: Seed | None = None
 

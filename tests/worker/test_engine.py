@@ -181,6 +181,26 @@ def test_loglik_over_several_dequantisations_states_both_errors(
     assert errors["dequantization"] > 0
 
 
+def test_the_bound_lies_below_the_likelihood_and_is_the_sum_of_its_terms(
+    stopped: Stopped, claimed: Claimed, points: Points
+) -> None:
+    given = levels(points(4))
+    bounded = claimed("loglik", given, seed=0, method="elbo", bound={"draws": 200})
+    exact = claimed("loglik", given, seed=0, divergence={"kind": "exact"})
+    stopped.run(bounded, exact)
+    below, density = stopped.job(bounded).result, stopped.job(exact).result
+    assert below is not None
+    assert density is not None
+    gap = 0.0
+    for image, other in zip(below["images"], density["images"], strict=True):
+        assert sum(image["terms"].values()) == pytest.approx(-image["log_likelihood"])
+        assert image["nfe"] == 208
+        # log P(level) ≈ log p(x) + log(cell): bits/dim compare the two.
+        error = image["standard_error"]["diffusion"] / (16 * np.log(2))
+        gap += image["bits_per_dim"] - other["bits_per_dim"] + 4 * error
+    assert gap > 0
+
+
 def test_previews_come_at_the_calls_asked_for(stopped: Stopped, claimed: Claimed) -> None:
     claim = claimed("generate", count=2, seed=1, sampler=DDPM, stream={"every": 5, "what": "x0"})
     stopped.run(claim)
