@@ -44,11 +44,21 @@ class GaussianMixture(nn.Module):
         """ε (rows, C, H, W), float64."""
         cos, sin = angle(log_snr)
         variance = cos.square() * self.config.variance + sin.square()
-        logits = self._log_joint(u, cos, variance)
-        chosen = torch.arange(self.config.components, device=label.device) == label[:, None]
-        logits = logits.masked_fill((label[:, None] >= 0) & ~chosen, -math.inf)
-        mean = torch.einsum("rk,kchw->rchw", logits.softmax(1), self.means)
+        weight = self._responsibilities(u, cos, variance, label)
+        mean = torch.einsum("rk,kchw->rchw", weight, self.means)
         return rows(sin / variance, u) * (u - rows(cos, u) * mean)
+
+    def eps_trace(self, u: Tensor, log_snr: Tensor, label: Tensor) -> Tensor:
+        """tr ∂ε/∂u in closed form, (rows,): sin φ/s² (D − cos²φ/s² Var_r[m]).
+
+        Var_r[m] = Σ_k r_k |m_k|² − |Σ_k r_k m_k|² is the spread of the means.
+        """
+        cos, sin = angle(log_snr)
+        variance = cos.square() * self.config.variance + sin.square()
+        weight = self._responsibilities(u, cos, variance, label)
+        means = self.means.flatten(1)
+        spread = weight @ means.square().sum(1) - (weight @ means).square().sum(1)
+        return sin / variance * (means.shape[1] - cos.square() / variance * spread)
 
     def log_prob(self, process: Process, x: Tensor, t: float) -> Tensor:
         """log p_t(x) in nats, (rows,), of the process's own state x_t (rows, C, H, W), float64."""
@@ -61,6 +71,12 @@ class GaussianMixture(nn.Module):
         constant = math.log(self.config.components) + 0.5 * dimensions * math.log(2.0 * math.pi)
         normaliser = constant + dimensions * (0.5 * variance.log() + scale.log())
         return log_joint.logsumexp(1) - normaliser
+
+    def _responsibilities(self, u: Tensor, cos: Tensor, variance: Tensor, label: Tensor) -> Tensor:
+        """r_k(u), (rows, components); all on one component where a label names it."""
+        logits = self._log_joint(u, cos, variance)
+        chosen = torch.arange(self.config.components, device=label.device) == label[:, None]
+        return logits.masked_fill((label[:, None] >= 0) & ~chosen, -math.inf).softmax(1)
 
     def _log_joint(self, u: Tensor, cos: Tensor, variance: Tensor) -> Tensor:
         """log N(u; cos φ m_k, s² I) up to its normaliser: (rows, components)."""

@@ -13,6 +13,7 @@ from operator import itemgetter
 import torch
 from torch import Tensor, nn
 
+from model.analytic import GaussianMixture
 from model.prediction import TO_EPS
 from model.query import UNCONDITIONAL, Answer, Query
 
@@ -83,9 +84,15 @@ class Denoiser:
             eps = self._eps(u, log_snr, labels)
             probes = None if query.probes is None else query.probes[rows].to(self.device)
             products = None if probes is None else _products(eps, u, probes)
-            trace = _trace(eps, u) if query.exact_trace else None
+            trace = self._trace(eps, u, log_snr, labels) if query.exact_trace else None
         answer = Answer(eps=eps.detach(), products=products, trace=trace)
         return _map(answer, lambda values: values.to(home))
+
+    def _trace(self, eps: Tensor, u: Tensor, log_snr: Tensor, label: Tensor) -> Tensor:
+        """tr ∂ε/∂u: in closed form where the network has one, else by D products."""
+        if isinstance(self.network, GaussianMixture):
+            return self.network.eps_trace(u.detach(), log_snr, label)
+        return _trace(eps, u)
 
     def _eps(self, u: Tensor, log_snr: Tensor, label: Tensor) -> Tensor:
         out = self.network(u.to(self.dtype), log_snr.to(self.dtype), label)

@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from model.analytic import GaussianMixture
 from model.likelihood import Exact, Hutchinson, LogLikelihood, log_likelihood
-from model.pf_ode import Adaptive, encode
+from model.pf_ode import Adaptive
 from model.process import PROCESSES, Process, VPLinear
 from model.query import Condition, run
 from tests.laws.mixture import denoiser, draw, mixture
@@ -38,22 +39,21 @@ def solve(
     return run(operation, denoiser(NETWORK))
 
 
-def with_exact_prior(process: Process, solved: LogLikelihood, x: Tensor) -> Tensor:
-    """log p with the mixture's own p_T in place of N(0, I), at the latent from a tight solve."""
-    latent = run(
-        encode(process, x, Condition.same(len(x)), Adaptive(tolerance=1e-9)), denoiser(NETWORK)
-    ).end
+def with_exact_prior(
+    process: Process, solved: LogLikelihood, network: GaussianMixture = NETWORK
+) -> Tensor:
+    """log p with the mixture's own p_T in place of N(0, I)."""
     scale = process.scale(torch.tensor(process.t_max, dtype=torch.float64))
-    exact = NETWORK.log_prob(process, latent * scale, process.t_max) + D * scale.log()
-    standard = -0.5 * (latent.flatten(1).square().sum(1) + D * math.log(2.0 * math.pi))
-    return solved.log_likelihood - standard + exact
+    log_scale = solved.latent[0].numel() * scale.log()
+    exact = network.log_prob(process, solved.latent * scale, process.t_max) + log_scale
+    return solved.log_likelihood - solved.prior + exact
 
 
 @pytest.mark.parametrize("name", sorted(PROCESSES))
 def test_exact_trace_gives_the_closed_form(name: str) -> None:
     process = make(name, t_min=1e-3)
     x = draw(NETWORK, 6)
-    found = with_exact_prior(process, solve(process, x, tolerance=1e-6), x)
+    found = with_exact_prior(process, solve(process, x, tolerance=1e-6))
     truth = NETWORK.log_prob(process, x, process.t_min)
     assert (found - truth).abs().max() / NATS_PER_BIT_A_DIM < 2e-4
 
@@ -64,9 +64,7 @@ def test_a_tighter_tolerance_brings_a_smaller_error() -> None:
     truth = NETWORK.log_prob(process, x, process.t_min)
     errors = [
         float(
-            (with_exact_prior(process, solve(process, x, tolerance=tolerance), x) - truth)
-            .abs()
-            .max()
+            (with_exact_prior(process, solve(process, x, tolerance=tolerance)) - truth).abs().max()
         )
         for tolerance in (1e-3, 1e-5, 1e-7)
     ]
@@ -85,6 +83,57 @@ def test_the_class_asked_for_is_the_density_computed() -> None:
     truth = -0.5 * ((x[2] - centre).square().sum() / variance + D * (2 * math.pi * variance).log())
     assert float(right.log_likelihood) == pytest.approx(float(truth), abs=0.05)
     assert float(wrong.log_likelihood) < float(truth) - 5
+
+
+@pytest.mark.parametrize(("tolerance", "bound"), [(1e-5, 2e-4), (1e-8, 1e-6)])
+@pytest.mark.parametrize("shape", [(1, 8, 8), (3, 32, 32)], ids=["64", "3072"])
+def test_log_p_meets_its_tolerance_in_few_and_in_many_dimensions(
+    shape: tuple[int, int, int], tolerance: float, bound: float
+) -> None:
+    process = VPLinear(t_min=1e-3)
+    network = mixture(shape=shape)
+    x = draw(network, 4)
+    dimensions = math.prod(shape)
+    operation = log_likelihood(
+        process,
+        x,
+        Condition.same(4),
+        Adaptive(tolerance=tolerance, max_calls=100_000),
+        Exact(),
+        torch.arange(4),
+    )
+    solved = run(operation, denoiser(network))
+    truth = network.log_prob(process, x, process.t_min)
+    error = (with_exact_prior(process, solved, network) - truth).abs().max()
+    gap = (with_exact_prior(process, solved, network) - solved.log_likelihood).abs().max()
+    bits = dimensions * math.log(2.0)
+    print(f"D={dimensions}, {tolerance}: {error / bits:.1e} bits/dim, prior {gap / bits:.1e}")
+    assert float(error) / bits < bound
+    assert 0 < float(gap) / bits < 1.5e-3  # what N(0, I) as the prior costs
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 8), (3, 32, 32)], ids=["64", "3072"])
+def test_the_answer_s_own_estimate_covers_the_discretisation_error(
+    shape: tuple[int, int, int],
+) -> None:
+    process, network = VPLinear(t_min=1e-3), mixture(shape=shape)
+    x = draw(network, 60)
+
+    def solved(tolerance: float) -> LogLikelihood:
+        solver = Adaptive(tolerance=tolerance, max_calls=100_000)
+        operation = log_likelihood(
+            process, x, Condition.same(60), solver, Exact(), torch.arange(60)
+        )
+        return run(operation, denoiser(network))
+
+    found = solved(1e-5)
+    true = (found.log_likelihood - solved(1e-10).log_likelihood).abs()
+    estimate = found.discretization_error
+    covered = float((estimate >= true).double().mean())
+    ratio = float(estimate.median() / true.median())
+    print(f"D={math.prod(shape)}: covers {covered:.0%}, median estimate {ratio:.1f} × the error")
+    assert covered >= 0.95
+    assert ratio <= 10
 
 
 def test_hutchinson_s_standard_error_covers_its_error() -> None:

@@ -78,14 +78,15 @@ def test_an_unconditional_row_is_not_guided(unet: Denoiser) -> None:
     assert torch.equal(found, unet(query(2, condition=Condition.same(2))).eps)
 
 
-def test_exact_trace_is_the_jacobian_s() -> None:
+@pytest.mark.parametrize("label", [-1, 1])
+def test_closed_form_trace_is_the_jacobian_s(label: int) -> None:
     network = mixture(components=3, shape=(1, 2, 2))
     log_snr = torch.tensor([0.5, -2.0], dtype=torch.float64)
     u = draw(network, 2)
     asked = Query(
         u=u,
         log_snr=log_snr,
-        condition=Condition.same(2),
+        condition=Condition.same(2, None if label < 0 else label),
         image=torch.arange(2),
         exact_trace=True,
     )
@@ -95,7 +96,7 @@ def test_exact_trace_is_the_jacobian_s() -> None:
 
         def eps(flat: torch.Tensor, i: int = i) -> torch.Tensor:
             row = flat.reshape(1, 1, 2, 2)
-            return network(row, log_snr[i : i + 1], torch.tensor([-1])).flatten()
+            return network(row, log_snr[i : i + 1], torch.tensor([label])).flatten()
 
         jacobian = torch.autograd.functional.jacobian(eps, u[i].flatten())
         assert float(found[i]) == pytest.approx(float(jacobian.trace()), rel=1e-10)
