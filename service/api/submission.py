@@ -23,6 +23,7 @@ from service.jobs.parameters import (
     LoglikParameters,
     Parameters,
     PfOde,
+    Reversible,
     Sampler,
 )
 from service.jobs.store import JobStore
@@ -83,6 +84,7 @@ def _check_bounds(parameters: Parameters, card: Card, settings: Settings) -> Non
         _check_count(parameters.count, "seeds" if parameters.seeds else "count", settings)
         _check_calls(parameters.sampler, "sampler", settings)
         _check_format(parameters.format, card)
+        _check_start(parameters)
     else:
         _check_calls(parameters.solver, "solver", settings)
         if isinstance(parameters, LoglikParameters):
@@ -109,6 +111,16 @@ def _check_format(kind: str, card: Card) -> None:
     if kind != "npy" and channels not in (1, 3, 4):
         detail = f'images of {channels} channels have no {kind}; ask for "npy"'
         raise invalid(FieldError("format", detail, kind))
+
+
+def _check_start(parameters: GenerateParameters) -> None:
+    solver = parameters.sampler.solver if isinstance(parameters.sampler, PfOde) else None
+    if parameters.init is None and isinstance(solver, Reversible):
+        detail = (
+            "reversible decodes the latents that it encoded and draws nothing itself; "
+            "set init.latents to the job of an /invert by it, or choose another solver"
+        )
+        raise invalid(FieldError("sampler.solver", detail, solver.name))
 
 
 def _check_count(count: int, name: str, settings: Settings) -> None:

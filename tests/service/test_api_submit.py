@@ -12,9 +12,9 @@ import pytest
 import redis
 
 from service.jobs import keys
-from service.jobs.arrays import unpack
+from service.jobs.arrays import pack, unpack
 from service.jobs.lease import Claim, WorkerStore
-from service.jobs.parameters import Ddpm
+from service.jobs.parameters import Adaptive, Ddpm, Reversible
 from service.settings import Settings
 from tests.service.uploads import GREY, latents, npy, picture, png
 
@@ -151,6 +151,49 @@ async def test_latents_that_a_job_does_not_have_are_refused(
     await refused(client.post("/generate", json=DECODE | {"init": init}), field, queued)
 
 
+REVERSIBLE = {"name": "reversible", "steps": 20}
+
+
+def pairs(solver: str | None) -> bytes:
+    """Three latents with companions, as encoded by a solver."""
+    rows = np.ones((3, 1, 8, 8))
+    said = {} if solver is None else {"solver": solver}
+    return pack({"latents": rows, "companion": 2 * rows}, {"digest": "sha256:digits"} | said)
+
+
+def decode_reversibly(data: bytes) -> dict[str, Any]:
+    return form(DECODE | {"sampler": {"name": "pf_ode", "solver": REVERSIBLE}}, latents=data)
+
+
+async def test_a_reversible_pair_goes_back_in_whole(client: httpx.AsyncClient, worker: WorkerStore):
+    data = pairs(Reversible(steps=20).model_dump_json())
+    answer = await client.post("/generate", **decode_reversibly(data))
+    assert answer.status_code == 202
+    arrays, _ = unpack(worker.inputs(answer.json()["id"]) or b"")
+    assert float(arrays["companion"][0, 0, 0, 0]) == 2
+
+
+@pytest.mark.parametrize(
+    "solver", [None, Reversible(steps=21).model_dump_json(), Adaptive().model_dump_json()]
+)
+async def test_latents_that_a_reversible_solver_did_not_encode_are_refused(
+    client: httpx.AsyncClient, queued: Queued, solver: str | None
+):
+    sending = client.post("/generate", **decode_reversibly(pairs(solver)))
+    problem = await refused(sending, "sampler.solver", queued)
+    assert "encode the images again" in problem["detail"]
+
+
+async def test_an_encoding_without_its_companion_is_refused(
+    client: httpx.AsyncClient, queued: Queued
+):
+    rows = np.ones((3, 1, 8, 8))
+    said = {"digest": "sha256:digits", "solver": Reversible(steps=20).model_dump_json()}
+    sending = client.post("/generate", **decode_reversibly(pack({"latents": rows}, said)))
+    problem = await refused(sending, "latents", queued)
+    assert '"companion"' in problem["detail"]
+
+
 async def refused(sending: Any, field: str, queued: Queued) -> dict[str, Any]:
     """The problem of a 422 that names `field`, after which nothing is queued."""
     answer = await sending
@@ -193,6 +236,16 @@ async def refused(sending: Any, field: str, queued: Queued) -> dict[str, Any]:
         ({"model": "digits", "size": 8}, "size", "no such field"),
         ({"model": "digits", "images": ["aGk="]}, "images", "no images"),
         (DECODE, "init.latents", "neither"),
+        (
+            {"model": "digits", "sampler": {"name": "pf_ode", "solver": REVERSIBLE}},
+            "sampler.solver",
+            "draws nothing",
+        ),
+        (
+            {"model": "digits", "sampler": {"name": "annealed_langevin", "steps": 4000}},
+            "sampler.steps",
+            "4000",
+        ),
     ],
 )
 async def test_a_wrong_generate_is_refused_at_its_field(
