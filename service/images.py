@@ -52,6 +52,8 @@ def _read_picture(
         ) from error
     _check_header(image, shape, max_pixels)
     try:
+        if image.format == "PNG":  # the decoder takes a file that breaks off, and fills it up
+            Image.open(BytesIO(data), formats=("PNG",)).verify()
         if image.getexif().get(EXIF_ORIENTATION, 1) != 1:
             image = ImageOps.exif_transpose(image)
         image.load()
@@ -140,12 +142,12 @@ def _match_channels(pixels: Levels, peak: float, channels: int) -> Levels:
 
 
 def _read_npy(data: bytes, shape: tuple[int, int, int], levels: int) -> Levels:
-    """A .npy array (H, W) or (H, W, C) of levels, as (C, H, W)."""
+    """A .npy array (H, W), (H, W, C) or, as /generate gives it, (C, H, W): as (C, H, W)."""
     stream = BytesIO(data)
     found, dtype = _npy_header(stream)
     channels, height, width = shape
     allowed = [(height, width, channels)] + ([(height, width)] if channels == 1 else [])
-    if found not in allowed:
+    if found not in [*allowed, shape]:
         wanted = " or ".join(str(candidate) for candidate in allowed)
         raise ImageError(f"the array has shape {found}; the model takes {wanted}")
     if dtype.kind not in "uif":
@@ -160,6 +162,8 @@ def _read_npy(data: bytes, shape: tuple[int, int, int], levels: int) -> Levels:
             f"the array has values outside 0..{levels - 1} or not finite; "
             f"scale it to the data's own levels"
         )
+    if found == shape and found not in allowed:
+        return array
     return np.ascontiguousarray(np.moveaxis(array.reshape(height, width, channels), -1, 0))
 
 

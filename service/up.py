@@ -44,7 +44,9 @@ def register_up(app: typer.Typer) -> None:
     def up(
         port: Annotated[
             int | None,
-            typer.Option(help="The API's port, 8000 by default; 0 takes a free one."),
+            typer.Option(
+                min=0, max=65535, help="The API's port, 8000 by default; 0 takes a free one."
+            ),
         ] = None,
         host: Annotated[str | None, typer.Option(help="The API's address, loopback.")] = None,
         models: Annotated[

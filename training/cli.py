@@ -29,6 +29,9 @@ def train(
             out=out,
             command=f"fokker train {config} --out {out}",
         )
+    except KeyboardInterrupt as stop:
+        typer.echo("\nstopped: no checkpoint was written, and a run cannot be resumed", err=True)
+        raise typer.Exit(130) from stop
     except (ConfigError, TrainingDivergedError) as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(1) from error

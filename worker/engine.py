@@ -206,6 +206,9 @@ class Engine:
             outcome: Outcome = end.value
             seconds = time.monotonic() - job.started
             self._courier.send(job.claim, _delivery(job.claim, outcome, seconds))
+            log.info(
+                "job %s (%s) done in %.3f s", job.claim.job.id, job.claim.job.operation, seconds
+            )
             self._leave(job)
         except Exception as error:
             self._fail(job.claim, error)

@@ -114,6 +114,8 @@ def run_worker(settings: Settings) -> int:
 
     signals.worker_ready.connect(begin, weak=False)
     signals.worker_shutting_down.connect(end, weak=False)
+    # A hint that was dealt with is no news; what became of its job is, and the engine says it.
+    logging.getLogger("celery.app.trace").setLevel(logging.WARNING)
     worker = celery.Worker(
         pool="threads",
         concurrency=1,

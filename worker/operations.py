@@ -175,6 +175,11 @@ def loglik(served: ServedModel, job: p.LoglikParameters, levels: Tensor) -> Oper
             "converged",
         )
     }
+    # An integral that was not finished is no likelihood.
+    finished = by_image["converged"].all(1)
+    nan = torch.full((), math.nan, dtype=torch.float64)
+    for name in ("log_likelihood", "prior", "volume", "probe_error", "discretization_error"):
+        by_image[name] = torch.where(finished[:, None], by_image[name], nan)
     mean = by_image["log_likelihood"].mean(1)
     spread = by_image["log_likelihood"].std(1) / math.sqrt(samples) if samples > 1 else None
     images = [
@@ -191,7 +196,7 @@ def loglik(served: ServedModel, job: p.LoglikParameters, levels: Tensor) -> Oper
             "volume": _number(by_image["volume"][i].mean()),
             "nfe": int(by_image["nfe"][i].sum()),
             "t_min": process.t_min,
-            "converged": bool(by_image["converged"][i].all()),
+            "converged": bool(finished[i]),
         }
         for i in range(count)
     ]

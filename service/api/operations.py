@@ -1,7 +1,8 @@
 """`POST /generate`, `/invert`, `/loglik`: check a request, queue its job, maybe wait for it."""
 
+import asyncio
 import logging
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from http import HTTPStatus
 from typing import Annotated, Any
 
@@ -128,7 +129,8 @@ def preferred_wait(prefer: str | None) -> float | None:
 
 async def _wait(store: JobStore, job: Job, seconds: float) -> Job:
     """The job when it has finished, or as it stands after `seconds`."""
-    with anyio.move_on_after(seconds):
+    # A server that shuts down cancels who waits: the job goes on, and so its state is the answer.
+    with suppress(asyncio.CancelledError), anyio.move_on_after(seconds):
         async with aclosing(store.follow(job.id, FROM_THE_START, idle=BLOCK)) as events:
             async for _ in events:
                 pass

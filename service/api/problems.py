@@ -16,7 +16,9 @@ from starlette.exceptions import HTTPException
 
 MEDIA_TYPE = "application/problem+json"
 RETRY_AFTER = 5  # seconds
-SHOWN = 3  # errors spelled out in `detail`; `errors` has them all
+SHOWN = 3  # errors spelled out in `detail`
+LISTED = 20  # errors in `errors`: an answer must not be larger than the mistake
+LONGEST = 200  # characters of anything that was given and is shown again
 AWAY = (
     redis.exceptions.ConnectionError,
     redis.exceptions.TimeoutError,
@@ -37,10 +39,12 @@ class FieldError:
 
     def document(self) -> dict[str, Any]:
         """The entry of a problem's `errors`."""
-        entry: dict[str, Any] = {"field": self.field, "detail": self.detail}
+        entry: dict[str, Any] = {"field": self.field[:LONGEST], "detail": self.detail[:1000]}
         match self.given:
             case str():
-                entry["given"] = self.given[:200]
+                entry["given"] = self.given[:LONGEST]
+            case int() if abs(self.given) >= 10**LONGEST:
+                pass
             case float() if not math.isfinite(self.given):
                 pass  # JSON has no word for it
             case bool() | int() | float() | None:
@@ -69,14 +73,14 @@ class Problem(Exception):  # noqa: N818 - named as in the RFC
             **self.extra,
         }
         if self.errors:
-            document["errors"] = [error.document() for error in self.errors]
+            document["errors"] = [error.document() for error in self.errors[:LISTED]]
         headers = dict(self.headers)
         return JSONResponse(document, self.status, headers, media_type=MEDIA_TYPE)
 
 
 def invalid(*errors: FieldError) -> Problem:
     """422 for these fields."""
-    shown = "; ".join(f"{error.field}: {error.detail}" for error in errors[:SHOWN])
+    shown = "; ".join(f"{error.field[:LONGEST]}: {error.detail[:1000]}" for error in errors[:SHOWN])
     hidden = f"; and {len(errors) - SHOWN} more" if len(errors) > SHOWN else ""
     return Problem(HTTPStatus.UNPROCESSABLE_ENTITY, shown + hidden, errors)
 
@@ -96,7 +100,9 @@ def did_you_mean(given: str, known: Iterable[str]) -> str:
 
 def from_pydantic(error: ValidationError, body: Any) -> Problem:
     """422 for what pydantic found wrong with `body`."""
-    return invalid(*(_field_error(entry, body) for entry in error.errors(include_url=False)))
+    entries = error.errors(include_url=False)
+    found = [_field_error(entry, body) for entry in entries[:LISTED]]
+    return invalid(*found, *[found[-1]] * (len(entries) - len(found)))
 
 
 def _field_error(entry: Mapping[str, Any], body: Any) -> FieldError:

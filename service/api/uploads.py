@@ -10,6 +10,7 @@ from typing import Any
 import anyio
 from fastapi import Request
 from pydantic_core import from_json
+from python_multipart.multipart import parse_options_header
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect
@@ -18,6 +19,7 @@ from service.api.problems import FieldError, Problem, invalid
 
 JSON = "application/json"
 MULTIPART = "multipart/form-data"
+MAX_DOCUMENT = 2**20  # bytes of the JSON request without its images
 PIECE = 2**18  # bytes parsed at a time, between which other requests get their turn
 
 
@@ -97,6 +99,13 @@ async def _multipart_upload(request: Request, body: bytes, max_files: int) -> Up
             yield body[start : start + PIECE]
             await anyio.sleep(0)
 
+    # The parser takes a body that breaks off for one that ends, and drops its last part.
+    boundary = parse_options_header(request.headers["content-type"])[1].get(b"boundary", b"")
+    if not body.rstrip(b"\r\n \t").endswith(b"--" + boundary + b"--"):
+        raise Problem(
+            HTTPStatus.BAD_REQUEST,
+            "the multipart body breaks off before its closing boundary; send it again, whole",
+        )
     try:
         parser = MultiPartParser(
             request.headers, pieces(), max_files=max_files, max_fields=max_files
@@ -127,4 +136,7 @@ async def _multipart_upload(request: Request, body: bytes, max_files: int) -> Up
         detail = f"at most one part holds latents, given {len(parts['latents'])}"
         raise invalid(FieldError("latents", detail))
     latents = parts["latents"][0] if parts["latents"] else None
+    if len(parts["request"][0]) > MAX_DOCUMENT:
+        detail = f"the JSON request has more than {MAX_DOCUMENT} bytes; files go into other parts"
+        raise invalid(FieldError("request", detail))
     return Upload(parse_document(parts["request"][0]), parts["image"], latents)

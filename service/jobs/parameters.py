@@ -240,7 +240,9 @@ class Latents(_Parameters):
 
     job: str | None = None
     name: str = "latents.safetensors"
-    index: list[Annotated[int, Field(ge=0)]] | None = Field(default=None, min_length=1)
+    index: Annotated[list[Annotated[int, Field(ge=0)]], Field(fail_fast=True)] | None = Field(
+        default=None, min_length=1
+    )
 
 
 class Init(_Parameters):
@@ -267,7 +269,7 @@ class GenerateParameters(_Conditioned):
 
     count: int = Field(default=1, ge=1)
     seed: Seed | None = None
-    seeds: list[Seed] | None = Field(default=None, min_length=1)
+    seeds: Annotated[list[Seed], Field(fail_fast=True)] | None = Field(default=None, min_length=1)
     sampler: Sampler = Ddpm()
     init: Init | None = None
     stream: Stream | None = None

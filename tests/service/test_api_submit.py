@@ -431,3 +431,35 @@ async def test_a_preference_that_cannot_be_read_is_ignored(client: httpx.AsyncCl
     answer = await client.post("/generate", json={"model": "digits"}, headers=headers)
     assert answer.status_code == 202
     assert "Preference-Applied" not in answer.headers
+
+
+async def test_a_flood_of_errors_is_answered_with_a_few(client: httpx.AsyncClient):
+    many: list[dict[str, Any]] = [
+        {"model": "digits", "seeds": [-1] * 20_000},
+        {"model": "digits"} | {f"unknown{i}": 1 for i in range(5_000)},
+        {"model": "digits", "x" * 50_000: 1},
+        {"model": "digits", "count": 10**4000},
+    ]
+    for body in many:
+        answer = await client.post("/generate", json=body)
+        assert answer.status_code == 422
+        assert len(answer.content) < 10_000
+        assert 1 <= len(answer.json()["errors"]) <= 20
+
+
+@pytest.mark.parametrize("missing", [b"--\r\n", b"--", b"\r\n--XbX--\r\n"])
+async def test_a_multipart_body_that_breaks_off_is_refused(
+    client: httpx.AsyncClient, queued: Queued, missing: bytes
+):
+    part = b'--XbX\r\nContent-Disposition: form-data; name="%s"%s\r\n\r\n%s\r\n'
+    body = part % (b"request", b"", b'{"model": "digits"}')
+    body += part % (b"image", b'; filename="a.png"', png()) * 2
+    whole = body + b"--XbX--\r\n"
+    assert whole.endswith(missing) or missing == b"--"
+    cut = whole[: whole.rindex(missing)]
+    headers = {"Content-Type": "multipart/form-data; boundary=XbX"}
+    answer = await client.post("/invert", content=cut, headers=headers)
+    assert answer.status_code == 400
+    assert "breaks off" in answer.json()["detail"]
+    assert queued() == []
+    assert (await client.post("/invert", content=whole, headers=headers)).status_code == 202

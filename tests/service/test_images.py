@@ -176,7 +176,7 @@ def _animated() -> bytes:
         (encode(RAMP), (2, 8, 8), "2 channels"),
         (npy(np.zeros((8, 7))), GREY, "shape"),
         (npy(np.zeros((6, 5))), COLOUR, "shape"),
-        (npy(np.zeros((3, 6, 5))), COLOUR, "shape"),
+        (npy(np.zeros((6, 3, 5))), COLOUR, "shape"),
         (npy(np.full((8, 8), np.nan)), GREY, "finite"),
         (npy(np.full((8, 8), np.inf)), GREY, "finite"),
         (npy(np.full((8, 8), 16.5)), GREY, "outside 0..16"),
@@ -197,3 +197,20 @@ def test_an_upload_that_is_no_image_of_the_model_is_refused_with_a_reason(
 ):
     with pytest.raises(ImageError, match=reason):
         read_image(data, shape, levels=17, max_pixels=1000)
+
+
+def test_an_array_as_generate_gives_it_goes_back_in() -> None:
+    levels = np.random.default_rng(0).integers(0, 256, size=(3, 6, 5)).astype(np.float64)
+    buffer = BytesIO()
+    np.save(buffer, levels)
+    np.testing.assert_array_equal(read_image(buffer.getvalue(), (3, 6, 5), 256, 1000), levels)
+
+
+def test_a_png_that_breaks_off_is_refused_wherever_it_is_cut() -> None:
+    buffer = BytesIO()
+    Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8)).save(buffer, "PNG")
+    whole = buffer.getvalue()
+    read_image(whole, (1, 8, 8), 17, 1000)
+    for length in range(len(whole) - 4):  # but for the checksum of its empty last chunk
+        with pytest.raises(ImageError):
+            read_image(whole[:length], (1, 8, 8), 17, 1000)

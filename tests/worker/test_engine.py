@@ -167,6 +167,20 @@ def test_loglik_is_the_closed_form_of_the_mixture(
         assert image["t_min"] == process.t_min
 
 
+def test_an_integral_that_was_not_finished_is_no_likelihood(
+    stopped: Stopped, claimed: Claimed, points: Points
+) -> None:
+    solver = {"name": "adaptive", "tolerance": 1e-6, "max_calls": 8}
+    claim = claimed("loglik", levels(points(1)), seed=0, solver=solver)
+    stopped.run(claim)
+    result = stopped.job(claim).result
+    assert result is not None
+    image = result["images"][0]
+    assert image["converged"] is False
+    assert image["log_likelihood"] is image["bits_per_dim"] is None
+    assert image["standard_error"] == {"probe": None, "dequantization": None}
+
+
 def test_loglik_over_several_dequantisations_states_both_errors(
     stopped: Stopped, claimed: Claimed, points: Points
 ) -> None:
