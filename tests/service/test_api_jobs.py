@@ -234,15 +234,21 @@ async def test_readers_that_vanish_give_their_connections_back(
                 for _ in range(count):
                     group.create_task(first_line(remote, job_id))
 
+        async def until_quiet() -> int:
+            """The number of connections once no reader is left."""
+            limit = time.monotonic() + LIMIT
+            while blocked() > before:
+                assert time.monotonic() < limit
+                await asyncio.sleep(0.02)
+            return int(admin.info("clients")["connected_clients"])
+
         before = blocked()
         await read(20)
-        limit = time.monotonic() + LIMIT
-        while blocked() > before:
-            assert time.monotonic() < limit
-            await asyncio.sleep(0.02)
-        connections = admin.info("clients")["connected_clients"]
-        await read(20)
-        assert admin.info("clients")["connected_clients"] <= connections + 20
+        connections = await until_quiet()
+        for _ in range(3):
+            await read(20)
+        # A connection lost by every reader would make sixty; pools may differ by a few.
+        assert await until_quiet() <= connections + 10
 
 
 async def first_line(client: httpx.AsyncClient, job_id: str) -> None:
