@@ -17,6 +17,9 @@ from model.data import DataSpec
 
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 
+CHANNELS = frozenset(_MODES)
+"""Numbers of channels that a picture can have."""
+
 _LINE = 96  # grey of the line between two pictures of a grid
 
 MEDIA_TYPES = {"png": "image/png", "webp": "image/webp", "npy": "application/x-npy"}

@@ -27,7 +27,8 @@ class Reports:
 
     def __init__(self, spec: DataSpec, parameters: p.Parameters) -> None:
         self._spec = spec
-        self._stream = None if isinstance(parameters, p.LoglikParameters) else parameters.stream
+        asked = None if isinstance(parameters, p.LoglikParameters) else parameters.stream
+        self._stream = asked if spec.shape[0] in pictures.CHANNELS else None
         self._calls = 0
         self._last_step = 0.0
 

@@ -2,6 +2,7 @@
 
 import secrets
 from dataclasses import dataclass
+from typing import get_args
 
 import anyio.to_thread
 import numpy as np
@@ -16,6 +17,7 @@ from service.jobs.job import Job, new_job_id
 from service.jobs.parameters import (
     MAX_SEED,
     OPERATIONS,
+    SELECTED_FROM,
     Adaptive,
     Bound,
     FixedSolver,
@@ -25,6 +27,7 @@ from service.jobs.parameters import (
     PfOde,
     Reversible,
     Sampler,
+    Selection,
 )
 from service.jobs.store import JobStore
 from service.settings import Settings
@@ -103,6 +106,10 @@ def _check_calls(
             "ask for fewer"
         )
         raise invalid(FieldError(f"{field}.{name}", detail, getattr(asked, name)))
+    grid = getattr(asked, "grid", None)
+    if grid in get_args(Selection) and asked.calls > SELECTED_FROM:
+        detail = f"the grid {grid} selects from {SELECTED_FROM} times; ask for at most as many"
+        raise invalid(FieldError(f"{field}.steps", detail, asked.calls))
     return None
 
 

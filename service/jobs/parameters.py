@@ -27,8 +27,12 @@ class _Parameters(BaseModel):
 WholeGrid = Literal["uniform", "quadratic", "log_snr", "karras"]
 """How steps are spread over time, from the model's t_max to its t_min."""
 
-Grid = WholeGrid | Literal["trailing", "leading", "linspace"]
-"""As `WholeGrid`, or a selection of the 1000 times of a discrete schedule."""
+Selection = Literal["trailing", "leading", "linspace"]
+"""Selections of the times of a discrete schedule, which need not reach both its ends."""
+
+SELECTED_FROM = 1000  # times of that schedule
+
+Grid = WholeGrid | Selection
 
 
 class _Stepped(_Parameters):

@@ -56,12 +56,12 @@ def service(redis_server: str, tmp_path_factory: pytest.TempPathFactory) -> Iter
 
 @pytest.fixture
 def own_service(redis_server: str, tmp_path: Path) -> Iterator[tuple[Service, Callable[[], Part]]]:
-    """An API whose workers the test starts, with leases of two seconds."""
+    """An API whose workers the test starts, with leases of four seconds."""
     with ExitStack() as stack:
-        service = start_api(stack, empty_database(redis_server, 2), tmp_path, FOKKER_LEASE="2")
+        service = start_api(stack, empty_database(redis_server, 2), tmp_path, FOKKER_LEASE="4")
 
         def start_worker() -> Part:
-            worker = service.start_worker(FOKKER_LEASE="2")
+            worker = service.start_worker(FOKKER_LEASE="4")
             stack.callback(worker.stop)
             return worker
 

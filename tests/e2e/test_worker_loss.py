@@ -2,12 +2,15 @@
 
 from collections.abc import Callable
 
+import pytest
+
 from tests.e2e.running import Part, Service, wait_until
 
 SHORT = {"model": "digits", "count": 1, "seed": 5, "sampler": {"name": "ddim", "steps": 10}}
 LONG = {"model": "digits", "count": 64, "seed": 6, "sampler": {"name": "ddpm", "steps": 2000}}
 
 
+@pytest.mark.timeout(300)
 def test_jobs_wait_for_a_worker_to_return(
     own_service: tuple[Service, Callable[[], Part]],
 ) -> None:
@@ -27,6 +30,7 @@ def test_jobs_wait_for_a_worker_to_return(
     assert service.succeeded(waiting)["attempt"] == 1
 
 
+@pytest.mark.timeout(300)
 def test_a_job_of_a_lost_worker_is_tried_again(
     own_service: tuple[Service, Callable[[], Part]],
 ) -> None:

@@ -235,6 +235,11 @@ async def refused(sending: Any, field: str, queued: Queued) -> dict[str, Any]:
         ({"model": "digits", "guidance": 3}, "guidance", "class_label"),
         ({"model": "digits", "size": 8}, "size", "no such field"),
         ({"model": "digits", "images": ["aGk="]}, "images", "no images"),
+        (
+            {"model": "digits", "sampler": {"name": "ddpm", "steps": 1001, "grid": "trailing"}},
+            "sampler.steps",
+            "1000 times",
+        ),
         (DECODE, "init.latents", "neither"),
         (
             {"model": "digits", "sampler": {"name": "pf_ode", "solver": REVERSIBLE}},

@@ -25,6 +25,7 @@ def test_every_grid_can_be_asked_for_by_its_name() -> None:
     assert set(get_args(p.WholeGrid)) == set(grids.WHOLE_GRIDS)
     selections = {name for part in get_args(p.Grid) for name in get_args(part)}
     assert selections == set(grids.GRIDS)
+    assert p.SELECTED_FROM == grids.DISCRETE_STEPS
 
 
 @pytest.mark.parametrize("name", sorted(SAMPLERS))
