@@ -7,7 +7,8 @@ import torch
 
 import model
 from model import checkpoint as checkpoints
-from model.pf_ode import Adaptive
+from model.pf_ode import Adaptive, FixedGrid, decode, encode
+from model.query import Condition, run
 from training.data import digits
 from training.evaluation import class_accuracy, held_out_bits_per_dim, samples
 
@@ -55,3 +56,20 @@ def test_samples_show_the_class_they_were_asked_for(shipped: checkpoints.Checkpo
     x = samples(shipped, labels, steps=100)
     levels = shipped.description.data.to_levels(x)
     assert class_accuracy(levels, labels, digits(0.15).train) >= 0.85  # 90 % of 200 is e2e's
+
+
+def test_the_reversible_pair_closes_the_round_trip_on_the_shipped_network(
+    shipped: checkpoints.Checkpoint, capsys: pytest.CaptureFixture[str]
+) -> None:
+    process, denoiser = shipped.description.process, shipped.denoiser()
+    x = shipped.description.data.to_model(digits(0.15).held_out.levels[:16])
+    solver, condition = FixedGrid(name="reversible", steps=20), Condition.same(16)
+    there = run(encode(process, x, condition, solver), denoiser)
+    back = run(decode(process, there.end, condition, solver, there.companion), denoiser)
+    tight = run(encode(process, x, condition, Adaptive(tolerance=1e-5)), denoiser)
+    error = float((back.end - x).abs().max())
+    distance = float((there.end - tight.end).square().mean().sqrt())
+    with capsys.disabled():
+        print(f"\n  reversible, 20 steps: round trip {error:.1e}, latents {distance:.3f} RMS off")
+    assert error < 1e-6
+    assert distance < 0.05
