@@ -45,11 +45,17 @@ def test_sampler_to_the_clean_image_converges_at_its_order(name: str) -> None:
     assert slope(errors) == pytest.approx(SAMPLER_ORDERS[name], abs=0.15)
 
 
-@pytest.mark.parametrize("direction", ["decode", "encode"])
-@pytest.mark.parametrize("name", sorted(ODE_SOLVERS))
+# The reversible pair decodes what it encoded: it is no solver of its own in that direction.
+BOTH_WAYS = [
+    (name, direction)
+    for name in sorted(ODE_SOLVERS)
+    for direction in ("encode", "decode")
+    if (name, direction) != ("reversible", "decode")
+]
+
+
+@pytest.mark.parametrize(("name", "direction"), BOTH_WAYS)
 def test_ode_solver_converges_at_its_order_in_both_directions(name: str, direction: str) -> None:
-    if direction == "decode" and name == "reversible":
-        pytest.skip("decodes what it encoded; it is no solver of its own in this direction")
     process = VPLinear(t_min=1e-3)
     errors = []
     for n in STEPS:
