@@ -11,8 +11,8 @@ import redis
 
 from service.redis_server import find_executable, free_port
 
-# Tests, workers and Redis share the cores: OpenMP threads must not spin. Read when torch loads.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# Tests, workers and Redis share the cores: OpenMP threads must not spin long. Read by torch.
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 START_LIMIT = 10.0  # seconds
 

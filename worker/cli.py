@@ -21,9 +21,10 @@ def worker(
     ] = None,
 ) -> None:
     """Run one worker until Ctrl-C: it serves jobs from the Redis at FOKKER_REDIS_URL."""
-    # OpenMP threads that spin while Redis and the API want the same cores slow everything down;
-    # read when torch is loaded, so it stands before the import.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # OpenMP threads that spin for long while Redis and the API want the same cores slow everything
+    # down; ones that never spin make a forward three times slower. Microseconds of it are best
+    # (docs/decisions.md). Read when torch is loaded, so it stands before the import.
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     from model.checkpoint import CheckpointError
     from service.settings import Settings, SettingsError
     from worker.main import run_worker
