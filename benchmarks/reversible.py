@@ -14,9 +14,9 @@ import torch
 
 import model
 from model import checkpoint, grids
+from model.follow import replay
 from model.noise import Stream, normal
 from model.pf_ode import Adaptive, encode
-from model.plan import replay
 from model.query import Condition, run
 from model.samplers import reversible
 from training.data import digits

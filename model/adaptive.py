@@ -1,186 +1,188 @@
-"""An embedded Runge–Kutta solver in which every image has its own time, step and acceptance.
+"""An embedded Runge–Kutta solver in which every row has its own time, step and acceptance.
 
 Dormand & Prince 1980, order 5(4), seven stages, the last of which is the first of the next step
 (FSAL). Step control as in Hairer, Nørsett & Wanner, "Solving ordinary differential equations I",
-§II.4. No quantity is shared between rows, so an answer does not depend on what it was solved
-with, and finished rows are not asked about again.
+§II.4. No quantity is shared between rows, so an answer does not depend on what it was solved with.
+
+Asking for dy/dt is left to the caller. A row goes through phases, one evaluation each:
+
+    0        the slope at the start
+    1        a probe of the first step's length
+    2 … 7    stages 1 … 6 of a step; after the last it is accepted or not, and 2 comes next
+
+Arithmetic is elementwise or sums over fixed lengths, whose rounding is the same however many rows
+there are.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
-from model.query import Operation
+from model.slots import Slots
 
-_C = (0.0, 1 / 5, 3 / 10, 4 / 5, 8 / 9, 1.0, 1.0)
+STAGES = 7
+FIRST_STAGE, LAST_STAGE = 2, 7
+"""Phases of a step's first and last evaluation."""
+
+_ORDER = 5
+_SAFETY, _SHRINK, _GROW = 0.9, 0.2, 10.0
+
+# By phase: the point y + h Σ a_i k_i, at t + c h, and the stage that its slope becomes.
+_C = torch.tensor([0.0, 1.0, 1 / 5, 3 / 10, 4 / 5, 8 / 9, 1.0, 1.0], dtype=torch.float64)
 _A = torch.tensor(
     [
-        [0, 0, 0, 0, 0, 0],
-        [1 / 5, 0, 0, 0, 0, 0],
-        [3 / 40, 9 / 40, 0, 0, 0, 0],
-        [44 / 45, -56 / 15, 32 / 9, 0, 0, 0],
-        [19372 / 6561, -25360 / 2187, 64448 / 6561, -212 / 729, 0, 0],
-        [9017 / 3168, -355 / 33, 46732 / 5247, 49 / 176, -5103 / 18656, 0],
-        [35 / 384, 0, 500 / 1113, 125 / 192, -2187 / 6784, 11 / 84],
+        [0, 0, 0, 0, 0, 0, 0],
+        [1, 0, 0, 0, 0, 0, 0],
+        [1 / 5, 0, 0, 0, 0, 0, 0],
+        [3 / 40, 9 / 40, 0, 0, 0, 0, 0],
+        [44 / 45, -56 / 15, 32 / 9, 0, 0, 0, 0],
+        [19372 / 6561, -25360 / 2187, 64448 / 6561, -212 / 729, 0, 0, 0],
+        [9017 / 3168, -355 / 33, 46732 / 5247, 49 / 176, -5103 / 18656, 0, 0],
+        [35 / 384, 0, 500 / 1113, 125 / 192, -2187 / 6784, 11 / 84, 0],
     ],
     dtype=torch.float64,
 )
+_STAGE = torch.tensor([0, 1, 1, 2, 3, 4, 5, 6])
 _ERROR = torch.tensor(
     [71 / 57600, 0, -71 / 16695, 71 / 1920, -17253 / 339200, 22 / 525, -1 / 40],
     dtype=torch.float64,
 )
-_STAGES = 7
-_ORDER = 5
-_SAFETY, _SHRINK, _GROW = 0.9, 0.2, 10.0
 
 
-Field: TypeAlias = Callable[[Tensor, Tensor, Tensor, float], Operation[Tensor]]
-"""dy/dt as an operation of y ``(some, n)``, t ``(some,)``, which rows these are, and progress."""
-
-
-Observer: TypeAlias = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], None]
-"""Called after accepted steps: which rows ``(some,)``, t ``(some,)``, y, dy/dt there and the
-step's local error, ``(some, n)`` each."""
-
-ErrorNorm: TypeAlias = Callable[[Tensor, Tensor], Tensor]
+ErrorNorm = Callable[[Tensor, Tensor], Tensor]
 """Maps (error (rows, n), size of the state (rows, n)) to (rows,); a step is accepted below 1."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Solution:
-    """y ``(rows, n)`` float64; nfe ``(rows,)`` int64; converged ``(rows,)`` bool."""
-
-    y: Tensor
-    nfe: Tensor
-    converged: Tensor
-
-
-def relative_norm(tolerance: float) -> ErrorNorm:
-    """Root mean square of error / (tolerance · (1 + |y|))."""
+def relative_norm(tolerance: Tensor) -> ErrorNorm:
+    """Root mean square of error / (tolerance · (1 + |y|)); tolerance ``(rows,)``."""
 
     def norm(error: Tensor, size: Tensor) -> Tensor:
-        return (error / (tolerance * (1.0 + size))).square().mean(1).sqrt()
+        return (error / (tolerance[:, None] * (1.0 + size))).square().mean(1).sqrt()
 
     return norm
 
 
-class _Rows:
-    """The rows still on their way: all tensors share their first dimension."""
+@dataclass(frozen=True, kw_only=True)
+class Stepped:
+    """What the last evaluation of a step came to, a row each.
 
-    def __init__(self, y: Tensor, start: float, k: Tensor, step: Tensor) -> None:
-        self.index = torch.arange(len(y))
-        self.y = y
-        self.t = torch.full((len(y),), start, dtype=torch.float64)
-        self.k = k  # (rows, stages, n); stage 0 is dy/dt at (y, t)
-        self.step = step
-        self.rejected = torch.zeros(len(y), dtype=torch.bool)
-
-    def keep(self, mask: Tensor) -> None:
-        for name, value in vars(self).items():
-            setattr(self, name, value[mask])
-
-
-def solve(
-    field: Field,
-    y: Tensor,
-    start: float,
-    end: float,
-    norm: ErrorNorm,
-    *,
-    max_calls: int = 2000,
-    observe: Observer | None = None,
-) -> Operation[Solution]:
-    """Integrate dy/dt = field from start to end, in either direction, row by row.
-
-    y ``(rows, n)`` float64. A row that has used ``max_calls`` calls before the end stops where
-    it is, with ``converged`` False; so does one whose field is no longer finite.
+    leaving: it has arrived, or must stop. accepted, with error ``(rows, n)`` the local error of
+    the step, defect ``(rows, n)`` that of the trapezoidal rule, and the slope ``(rows, n)`` at its
+    end.
     """
-    rows = len(y)
-    result = Solution(
-        y=y.clone(),
-        nfe=torch.zeros(rows, dtype=torch.int64),
-        converged=torch.zeros(rows, dtype=torch.bool),
-    )
-    if rows == 0:
-        return result
-    everyone = torch.arange(rows)
-    slope = yield from field(y, torch.full((rows,), start, dtype=torch.float64), everyone, 0.0)
-    k = torch.zeros(rows, _STAGES, y.shape[1], dtype=torch.float64)
-    k[:, 0] = slope
-    step = yield from _first_step(field, y, slope, start, end, norm)
-    active = _Rows(y.clone(), start, k, step)
-    result.nfe.fill_(2)
 
-    while len(active.index):
-        progress = float(((active.t - start) / (end - start)).min())
-        # A step that would leave a sliver for the next one takes it along.
-        remaining = (end - active.t).abs()
-        last = active.step >= remaining
-        length = torch.where(last, remaining, active.step)
-        h = torch.sign(torch.tensor(end - start, dtype=torch.float64)) * length
-        proposal = yield from _stages(field, active, h, progress)
-        error = torch.einsum("s,rsn->rn", _ERROR, active.k) * h[:, None]
-        size = torch.maximum(active.y.abs(), proposal.abs())
-        ratio = norm(error, size)
-        result.nfe[active.index] += _STAGES - 1
+    leaving: Tensor
+    accepted: Tensor
+    error: Tensor
+    defect: Tensor
+    slope: Tensor
 
+
+class AdaptiveRows:
+    """Rows y ``(n,)`` float64 on their way from start to end, in either direction.
+
+    A row that has used up its calls before the end stops where it is, not converged; so does one
+    whose slope is no longer finite.
+    """
+
+    def __init__(self, n: int, device: torch.device) -> None:
+        self.slots = Slots(device)
+        for name, shape in (("y", (n,)), ("k", (STAGES, n))):
+            self.slots.add(name, *shape)
+        for name in ("t", "start", "end", "step", "h", "max_calls"):
+            self.slots.add(name)
+        for name in ("converged", "rejected", "last"):
+            self.slots.add(name, dtype=torch.bool)
+        self.slots.add("nfe", dtype=torch.int64)
+        self._c, self._a, self._error = (x.to(device) for x in (_C, _A, _ERROR))
+        self._stage = _STAGE.to(device)
+
+    def admit(self, y: Tensor, start: float, end: float, max_calls: int) -> Tensor:
+        """Places of new rows at y ``(rows, n)``, in phase 0."""
+        at = self.slots.take(len(y))
+        self.slots["y"][at] = y
+        for name, value in (("t", start), ("start", start), ("end", end), ("max_calls", max_calls)):
+            self.slots[name][at] = value
+        return at
+
+    def ask(self, at: Tensor, phase: Tensor) -> tuple[Tensor, Tensor]:
+        """Where the slope is wanted: points ``(rows, n)`` and times ``(rows,)``."""
+        h = self.slots["h"][at]
+        slope = (self._a[phase][:, :, None] * self.slots["k"][at]).sum(1)
+        return self.slots["y"][at] + h[:, None] * slope, self.slots["t"][at] + self._c[phase] * h
+
+    def tell(self, at: Tensor, phase: Tensor, slope: Tensor) -> None:
+        """The slopes ``(rows, n)`` at those points."""
+        self.slots["k"][at, self._stage[phase]] = slope
+        self.slots["nfe"][at] += 1
+
+    def try_first_step(self, at: Tensor, norm: ErrorNorm) -> None:
+        """After phase 0: a short step, to see how the slope changes (Hairer et al., §II.4)."""
+        y, k = self.slots["y"][at], self.slots["k"][at, 0]
+        d0, d1 = norm(y, y.abs()), norm(k, y.abs())
+        span = self.slots["end"][at] - self.slots["start"][at]
+        tiny = (d0 < 1e-5) | (d1 < 1e-5)
+        length = torch.where(tiny, 1e-6, 0.01 * d0 / d1.clamp_min(1e-300))
+        self.slots["h"][at] = torch.sign(span) * torch.minimum(length, span.abs())
+
+    def begin(self, at: Tensor, norm: ErrorNorm) -> None:
+        """After phase 1: the first step, of a length that suits the slope's change."""
+        y, k, tried = self.slots["y"][at], self.slots["k"][at], self.slots["h"][at].abs()
+        d1, d2 = norm(k[:, 0], y.abs()), norm(k[:, 1] - k[:, 0], y.abs()) / tried
+        steepest = torch.maximum(d1, d2)
+        length = torch.where(
+            steepest <= 1e-15,
+            (1e-3 * tried).clamp_min(1e-6),
+            (0.01 / steepest.clamp_min(1e-300)) ** (1 / _ORDER),
+        )
+        self.slots["step"][at] = torch.minimum(100.0 * tried, length)
+        self._next_step(at)
+
+    def finish_step(self, at: Tensor, norm: ErrorNorm) -> Stepped:
+        """After the last stage: accept or reject, and begin the next step of those that stay."""
+        s = self.slots
+        y, k, h, last = s["y"][at], s["k"][at], s["h"][at], s["last"][at]
+        proposal = y + h[:, None] * (self._a[LAST_STAGE][:, None] * k).sum(1)
+        error = (self._error[:, None] * k).sum(1) * h[:, None]
+        ratio = norm(error, torch.maximum(y.abs(), proposal.abs()))
         accepted = ratio < 1.0
-        finite = torch.isfinite(ratio)
-        active.y = torch.where(accepted[:, None], proposal, active.y)
-        active.t = torch.where(accepted, torch.where(last, end, active.t + h), active.t)
-        active.k[:, 0] = torch.where(accepted[:, None], active.k[:, -1], active.k[:, 0])
-        if observe is not None:
-            k, t = active.k[accepted, 0], active.t[accepted]
-            observe(active.index[accepted], t, active.y[accepted], k, error[accepted])
+        s["y"][at] = torch.where(accepted[:, None], proposal, y)
+        s["t"][at] = torch.where(
+            accepted, torch.where(last, s["end"][at], s["t"][at] + h), s["t"][at]
+        )
+        slope = torch.where(accepted[:, None], k[:, -1], k[:, 0])
+        s["k"][at, 0] = slope
         factor = (_SAFETY * ratio.clamp_min(1e-10) ** (-1 / _ORDER)).clamp(_SHRINK, _GROW)
-        factor = torch.where(~accepted | active.rejected, factor.clamp_max(1.0), factor)
-        active.step = length * torch.where(finite, factor, _SHRINK)
-        active.rejected = ~accepted
+        factor = torch.where(~accepted | s["rejected"][at], factor.clamp_max(1.0), factor)
+        step = h.abs() * torch.where(torch.isfinite(ratio), factor, _SHRINK)
+        s["step"][at], s["rejected"][at] = step, ~accepted
+        s["converged"][at] = done = accepted & last
+        too_many = s["nfe"][at] + STAGES - 1 > s["max_calls"][at]
+        # Written so that a step that is not a number is stuck as well.
+        stuck = ~(step >= 1e-12 * (s["end"][at] - s["start"][at]).abs())
+        self._next_step(at)
+        return Stepped(
+            leaving=done | too_many | stuck,
+            accepted=accepted,
+            error=error,
+            defect=proposal - y - 0.5 * h[:, None] * (k[:, 0] + k[:, -1]),
+            slope=slope,
+        )
 
-        done = accepted & last
-        too_many = result.nfe[active.index] + _STAGES - 1 > max_calls
-        stuck = ~(active.step >= 1e-12 * abs(end - start))  # also where the field is not finite
-        leaving = done | too_many | stuck
-        result.y[active.index[leaving]] = active.y[leaving]
-        result.converged[active.index[done]] = True
-        active.keep(~leaving)
-    return result
+    def progress(self, at: Tensor) -> Tensor:
+        """How far each row has come, 0 … 1."""
+        start = self.slots["start"][at]
+        return (self.slots["t"][at] - start) / (self.slots["end"][at] - start)
 
-
-def _stages(field: Field, active: _Rows, h: Tensor, progress: float) -> Operation[Tensor]:
-    """Fill stages 1 … 6 of a step of length h ``(rows,)``; returns the fifth-order y."""
-    point = active.y
-    for stage in range(1, _STAGES):
-        slope = torch.einsum("s,rsn->rn", _A[stage, :stage], active.k[:, :stage])
-        point = active.y + h[:, None] * slope
-        t = active.t + _C[stage] * h
-        active.k[:, stage] = yield from field(point, t, active.index, progress)
-    return point
-
-
-def _first_step(
-    field: Field, y: Tensor, slope: Tensor, start: float, end: float, norm: ErrorNorm
-) -> Operation[Tensor]:
-    """The length of the first step, ``(rows,)``: Hairer et al., §II.4, "starting step size"."""
-    size = y.abs()
-    span = abs(end - start)
-    direction = 1.0 if end > start else -1.0
-    d0, d1 = norm(y, size), norm(slope, size)
-    tiny = (d0 < 1e-5) | (d1 < 1e-5)
-    h0 = torch.where(tiny, 1e-6, 0.01 * d0 / d1.clamp_min(1e-300)).clamp_max(span)
-    t1 = start + direction * h0
-    moved = y + (direction * h0)[:, None] * slope
-    slope1 = yield from field(moved, t1, torch.arange(len(y)), 0.0)
-    d2 = norm(slope1 - slope, size) / h0
-    steepest = torch.maximum(d1, d2)
-    h1 = torch.where(
-        steepest <= 1e-15,
-        (1e-3 * h0).clamp_min(1e-6),
-        (0.01 / steepest.clamp_min(1e-300)) ** (1 / _ORDER),
-    )
-    return torch.minimum(100.0 * h0, h1).clamp_max(span)
+    def _next_step(self, at: Tensor) -> None:
+        """A step that would leave a sliver for the next one takes it along."""
+        s = self.slots
+        remaining = s["end"][at] - s["t"][at]
+        s["last"][at] = last = s["step"][at] >= remaining.abs()
+        direction = torch.sign(s["end"][at] - s["start"][at])
+        s["h"][at] = torch.where(last, remaining, direction * s["step"][at])
+        s["k"][at, 1:] = 0.0  # a stage that is no number must not outlive its step

@@ -6,16 +6,16 @@ size of rows that must be reproducible.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from operator import itemgetter
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.analytic import GaussianMixture
 from model.prediction import TO_EPS
-from model.query import UNCONDITIONAL, Answer, Query
+from model.query import UNCONDITIONAL, Answer, Query, cat_answers
 
 Network = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Maps (u (rows, C, H, W), log_snr (rows,), label (rows,) int64) to its prediction, shaped as u.
@@ -42,51 +42,34 @@ class Denoiser:
 
     def __call__(self, query: Query) -> Answer:
         """The answer to a query; rows with guidance cost two."""
-        label, weight = query.condition.label, query.condition.guidance
-        guided = ((weight != 1.0) & (label != UNCONDITIONAL)).nonzero().squeeze(1)
-        rows = torch.cat((torch.arange(len(label)), guided))
-        labels = torch.cat((label, torch.full_like(guided, UNCONDITIONAL)))
-        answer = self._rows(query, rows, labels)
-        return (
-            _map(answer, lambda values: _guide(values, guided, weight)) if len(guided) else answer
-        )
-
-    def _rows(self, query: Query, rows: Tensor, labels: Tensor) -> Answer:
-        """The answer for these rows of the query, in calls of a fixed size where asked."""
-        if not query.reproducible:
-            return self._call(query, rows, labels)
-        parts = []
-        for start in range(0, len(rows), REPRODUCIBLE_ROWS):
-            some = rows[start : start + REPRODUCIBLE_ROWS]
-            padding = REPRODUCIBLE_ROWS - len(some)
-            answer = self._call(
-                query,
-                torch.cat((some, some[:1].expand(padding))),
-                torch.cat((labels[start : start + len(some)], labels[:1].expand(padding))),
-            )
-            parts.append(_map(answer, itemgetter(slice(len(some)))))
-        return Answer(
-            eps=torch.cat([part.eps for part in parts]),
-            products=_joined([part.products for part in parts]),
-            trace=_joined([part.trace for part in parts]),
-        )
-
-    def _call(self, query: Query, rows: Tensor, labels: Tensor) -> Answer:
-        """One network call."""
-        u, log_snr = query.u[rows].to(self.device), query.log_snr[rows].to(self.device)
-        labels = labels.to(self.device)
         home = query.u.device
-        if not query.needs_gradient:
+        rows = _Rows.of(query.to(self.device))
+        if query.reproducible:
+            answer = cat_answers([self._padded(some) for some in rows.split(REPRODUCIBLE_ROWS)])
+        else:
+            answer = self._call(rows)
+        condition = query.condition
+        if len(condition.guided):
+            answer = answer.map(lambda values: _guide(values, condition.guided, condition.guidance))
+        return answer.to(home)
+
+    def _padded(self, rows: _Rows) -> Answer:
+        """The answer for at most `REPRODUCIBLE_ROWS` rows from a call of exactly so many."""
+        answer = self._call(rows.padded(REPRODUCIBLE_ROWS))
+        return answer.take(slice(len(rows.u)))
+
+    def _call(self, rows: _Rows) -> Answer:
+        """One network call."""
+        u, log_snr, label = rows.u, rows.log_snr, rows.label
+        if rows.probes is None and not rows.exact_trace:
             with torch.no_grad():
-                return Answer(eps=self._eps(u, log_snr, labels).to(home))
+                return Answer(eps=self._eps(u, log_snr, label))
         with torch.enable_grad():
             u = u.detach().requires_grad_(True)
-            eps = self._eps(u, log_snr, labels)
-            probes = None if query.probes is None else query.probes[rows].to(self.device)
-            products = None if probes is None else _products(eps, u, probes)
-            trace = self._trace(eps, u, log_snr, labels) if query.exact_trace else None
-        answer = Answer(eps=eps.detach(), products=products, trace=trace)
-        return _map(answer, lambda values: values.to(home))
+            eps = self._eps(u, log_snr, label)
+            products = None if rows.probes is None else _products(eps, u, rows.probes)
+            trace = self._trace(eps, u, log_snr, label) if rows.exact_trace else None
+        return Answer(eps=eps.detach(), products=products, trace=trace)
 
     def _trace(self, eps: Tensor, u: Tensor, log_snr: Tensor, label: Tensor) -> Tensor:
         """tr ∂ε/∂u: in closed form where the network has one, else by D products."""
@@ -99,17 +82,53 @@ class Denoiser:
         return TO_EPS[self.prediction](u, out.double(), log_snr)
 
 
-def _map(answer: Answer, function: Callable[[Tensor], Tensor]) -> Answer:
-    return Answer(
-        eps=function(answer.eps),
-        products=None if answer.products is None else function(answer.products),
-        trace=None if answer.trace is None else function(answer.trace),
-    )
+@dataclass(frozen=True, kw_only=True)
+class _Rows:
+    """The rows of one network call; those for the unconditional part of guidance stand last."""
 
+    u: Tensor
+    log_snr: Tensor
+    label: Tensor
+    probes: Tensor | None
+    exact_trace: bool
 
-def _joined(parts: Sequence[Tensor | None]) -> Tensor | None:
-    found = [part for part in parts if part is not None]
-    return torch.cat(found) if found else None
+    @classmethod
+    def of(cls, query: Query) -> _Rows:
+        guided = query.condition.guided
+
+        def twice(values: Tensor) -> Tensor:
+            return torch.cat((values, values[guided])) if len(guided) else values
+
+        label = query.condition.label
+        nothing = torch.full_like(guided, UNCONDITIONAL)
+        return cls(
+            u=twice(query.u),
+            log_snr=twice(query.log_snr),
+            label=torch.cat((label, nothing)) if len(guided) else label,
+            probes=None if query.probes is None else twice(query.probes),
+            exact_trace=query.exact_trace,
+        )
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> _Rows:
+        return _Rows(
+            u=function(self.u),
+            log_snr=function(self.log_snr),
+            label=function(self.label),
+            probes=None if self.probes is None else function(self.probes),
+            exact_trace=self.exact_trace,
+        )
+
+    def split(self, size: int) -> list[_Rows]:
+        """Sets of at most ``size`` rows."""
+        starts = range(0, len(self.u), size)
+        return [self.map(lambda values, s=start: values[s : s + size]) for start in starts]  # type: ignore[misc]
+
+    def padded(self, size: int) -> _Rows:
+        """As many rows as ``size``, the last ones zeros."""
+        missing = size - len(self.u)
+        if missing == 0:
+            return self
+        return self.map(lambda values: F.pad(values, (0, 0) * (values.ndim - 1) + (0, missing)))
 
 
 def _guide(values: Tensor, guided: Tensor, weight: Tensor) -> Tensor:

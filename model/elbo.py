@@ -128,7 +128,6 @@ def _query(
         u=rows(cos, x) * x + rows(sin, x) * noise,
         log_snr=level,
         condition=condition,
-        image=torch.arange(len(x)),
         progress=progress,
     )
 

@@ -1,14 +1,6 @@
-"""The probability-flow ODE: encode, decode, and everything that integrates along it.
+"""Encode and decode: images to latents along the probability-flow ODE of `model.flow`, and back.
 
-Song et al. 2021, eq. 13. Along it x̂0 and ε are held while the noise level moves: d(x/α)/dρ = ε
-with ρ = σ/α. For the standardised state u = cos φ x_0 + sin φ ε of `model.prediction`, on the
-clock τ = asinh ρ, that is
-
-    du/dτ = ε − tanh(τ) u,    sin φ = tanh τ,  cos φ = 1/cosh τ,  λ = −2 log sinh τ
-
-for any process: only the two ends of τ are its own. τ is ρ near the data, where the ODE is
-smooth in ρ, and log 2ρ near the noise, where it is smooth in the log-SNR. A latent is u at t_max:
-N(0, I) whatever the process.
+By the adaptive solver, or by a Plan on a fixed grid.
 """
 
 from __future__ import annotations
@@ -19,11 +11,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from model import adaptive, grids
-from model.plan import replay
-from model.prediction import rows
+from model import grids
+from model.flow import Arrived, Flow, clock
+from model.follow import replay
 from model.process import Process
-from model.query import Condition, Operation, Query
+from model.query import Condition, Operation
 from model.samplers import ODE_SOLVERS, reversible
 
 
@@ -68,28 +60,6 @@ class Flowed:
     companion: Tensor | None
     nfe: Tensor
     converged: Tensor
-
-
-def clock(process: Process) -> tuple[float, float]:
-    """τ = asinh(σ/α) at t_min and at t_max."""
-    ends = process.log_snr(torch.tensor([process.t_min, process.t_max], dtype=torch.float64))
-    tau = torch.asinh((-0.5 * ends).exp())
-    return float(tau[0]), float(tau[1])
-
-
-def log_snr_at(tau: Tensor) -> Tensor:
-    """λ = −2 log sinh τ, since σ/α = sinh τ."""
-    return -2.0 * torch.sinh(tau).log()
-
-
-def velocity(tau: Tensor, u: Tensor, eps: Tensor) -> Tensor:
-    """du/dτ = ε − tanh(τ) u; tau ``(rows,)``, u and eps ``(rows, …)``."""
-    return eps - rows(torch.tanh(tau), u) * u
-
-
-def velocity_divergence(tau: Tensor, dimensions: int, eps_divergence: Tensor) -> Tensor:
-    """tr ∂(du/dτ)/∂u = tr ∂ε/∂u − D tanh τ; eps_divergence ``(rows, K)``."""
-    return eps_divergence - dimensions * torch.tanh(tau)[:, None]
 
 
 def encode(process: Process, x: Tensor, condition: Condition, solver: Solver) -> Operation[Flowed]:
@@ -140,31 +110,16 @@ def _flow(
 def _adaptively(
     process: Process, u: Tensor, condition: Condition, solver: Adaptive, encoding: bool
 ) -> Operation[Flowed]:
-    shape = u.shape[1:]
-
-    def field(y: Tensor, tau: Tensor, index: Tensor, progress: float) -> Operation[Tensor]:
-        state = y.reshape(-1, *shape)
-        answer = yield Query(
-            u=state,
-            log_snr=log_snr_at(tau),
-            condition=condition.take(index),
-            image=index,
-            reproducible=True,
-            progress=progress,
-        )
-        return velocity(tau, state, answer.eps).flatten(1)
-
-    ends = clock(process) if encoding else clock(process)[::-1]
-    norm = adaptive.relative_norm(solver.tolerance)
-    solution = yield from adaptive.solve(
-        field, u.flatten(1), *ends, norm, max_calls=solver.max_calls
+    start, end = clock(process) if encoding else clock(process)[::-1]
+    arrived: Arrived = yield Flow(
+        u=u,
+        start=start,
+        end=end,
+        condition=condition,
+        tolerance=solver.tolerance,
+        max_calls=solver.max_calls,
     )
-    return Flowed(
-        end=solution.y.reshape(u.shape),
-        companion=None,
-        nfe=solution.nfe,
-        converged=solution.converged,
-    )
+    return Flowed(end=arrived.u, companion=None, nfe=arrived.nfe, converged=arrived.converged)
 
 
 def _on_grid(

@@ -10,14 +10,13 @@ Registers are in the process's own space (not standardised).
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from model.noise import Stream, normal
-from model.prediction import eps_from_x0, x0_from_eps
 from model.process import Process
-from model.query import Answer, Condition, Operation, Query
 
 X, H, Y, EPS, Z = range(5)
 
@@ -47,7 +46,13 @@ class Plan:
         """Network calls."""
         return len(self.times)
 
-    @property
+    @cached_property
+    def script(self) -> Tensor:
+        """A row a call, ``(calls, 17)``: the matrix, sqrt(α² + σ²), the log-SNR to ask at."""
+        scale, log_snr = self.process.scale(self.times), self.process.log_snr(self.times)
+        return torch.cat((self.table.flatten(1), scale[:, None], log_snr[:, None]), dim=1)
+
+    @cached_property
     def noisy(self) -> bool:
         """Whether any step draws noise."""
         return bool(self.table[:, :, Z].any())
@@ -63,19 +68,18 @@ class PlanBuilder:
     def __init__(self, process: Process) -> None:
         self.process = process
         self._times: list[float] = []
-        self._matrices: list[Tensor] = []
+        self._matrices: list[list[list[float]]] = []
 
     def call(self, t: float, *, x: Terms, h: Terms | None = None, y: Terms | None = None) -> None:
         """Ask at time t; each new register is a sum of old ones.
 
         Without ``h`` the history stays; without ``y`` the next point asked about is the new x.
         """
-        matrix = torch.zeros(3, 5, dtype=torch.float64)
-        for row, terms in enumerate((x, {H: 1.0} if h is None else h, x if y is None else y)):
-            for register, coefficient in terms.items():
-                matrix[row, register] = coefficient
+        rows = (x, {H: 1.0} if h is None else h, x if y is None else y)
         self._times.append(t)
-        self._matrices.append(matrix)
+        self._matrices.append(
+            [[terms.get(register, 0.0) for register in range(5)] for terms in rows]
+        )
 
     def build(self, *, start: float | None = None, end: float | None) -> Plan:
         """The finished Plan, from ``start`` (the first time if left out) to ``end``."""
@@ -83,70 +87,10 @@ class PlanBuilder:
         return Plan(
             process=self.process,
             times=times,
-            table=torch.stack(self._matrices),
+            table=torch.tensor(self._matrices, dtype=torch.float64),
             start=self._times[0] if start is None else start,
             end=end,
         )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Clip:
-    """Clips x̂0 to [low, high] before every update, as Ho et al. 2020 do for images."""
-
-    low: float
-    high: float
-
-    def __call__(self, u: Tensor, eps: Tensor, log_snr: Tensor) -> Tensor:
-        """The ε that belongs to the clipped x̂0."""
-        x0 = x0_from_eps(u, eps, log_snr).clamp(self.low, self.high)
-        return eps_from_x0(u, x0, log_snr)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Final:
-    """Registers after the last call, ``(rows, C, H, W)`` float64: the sample and the history."""
-
-    x: Tensor
-    h: Tensor
-
-
-def replay(
-    plan: Plan,
-    x: Tensor,
-    seeds: Tensor,
-    condition: Condition,
-    *,
-    h: Tensor | None = None,
-    clip: Clip | None = None,
-    reproducible: bool = False,
-) -> Operation[Final]:
-    """Follow a Plan from x ``(rows, C, H, W)`` float64 at its start.
-
-    seeds ``(rows,)`` int64 key the noise of call i as (seed, STEP, i). h is the history to start
-    with, zero if left out.
-    """
-    noisy = plan.noisy
-    image = torch.arange(len(x))
-    scale, log_snr = plan.process.scale(plan.times), plan.process.log_snr(plan.times)
-    registers = torch.zeros(5, *x.shape, dtype=torch.float64)  # x, h, y, eps, z
-    registers[X], registers[Y] = x, x
-    if h is not None:
-        registers[H] = h
-    for i in range(plan.calls):
-        u, level = registers[Y] / scale[i], log_snr[i].expand(len(x))
-        answer: Answer = yield Query(
-            u=u,
-            log_snr=level,
-            condition=condition,
-            image=image,
-            reproducible=reproducible,
-            progress=i / plan.calls,
-        )
-        registers[EPS] = answer.eps if clip is None else clip(u, answer.eps, level)
-        if noisy:
-            registers[Z] = normal(seeds, Stream.STEP, i, tuple(x.shape[1:]))
-        registers[:3] = torch.tensordot(plan.table[i], registers, dims=1)
-    return Final(x=registers[X].clone(), h=registers[H].clone())
 
 
 def from_prior(plan: Plan, seeds: Tensor, shape: tuple[int, ...]) -> Tensor:

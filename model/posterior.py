@@ -15,7 +15,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from model.likelihood import Hutchinson
@@ -48,7 +47,6 @@ def posterior(
         u=u,
         log_snr=log_snr,
         condition=condition,
-        image=torch.arange(len(u)),
         probes=directions,
         reproducible=True,
     )

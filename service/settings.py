@@ -49,6 +49,31 @@ class Settings(BaseSettings):
         default=2, ge=1, description="Times that a job is started before it fails."
     )
     stream_length: int = Field(default=1000, ge=10, description="Events kept of one job (about).")
+    engine_jobs: int | None = Field(
+        default=None,
+        ge=1,
+        description="Jobs that a worker runs at once; as many as it has room for if unset.",
+    )
+    model_memory: int | None = Field(
+        default=None,
+        ge=1,
+        description="Bytes of weights that a worker keeps loaded; half of its device's memory if "
+        "unset.",
+    )
+    cache: Path | None = Field(
+        default=None,
+        description="Folder of what a worker measured and need not measure again; the user's "
+        "cache folder if unset.",
+    )
+    worker_metrics_host: str = Field(
+        default="127.0.0.1", description="Address that a worker's metrics are served on."
+    )
+    worker_metrics_port: int | None = Field(
+        default=None,
+        ge=0,
+        le=65_535,
+        description="Port that a worker's metrics are served on; unset, they are not served.",
+    )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
         default="INFO", description="Least severe log line that is written."
     )

@@ -12,10 +12,11 @@ from torch import Tensor
 
 from model import likelihood
 from model.checkpoint import Checkpoint
+from model.follow import replay
 from model.grids import uniform
 from model.noise import image_seeds
 from model.pf_ode import Adaptive
-from model.plan import from_prior, replay
+from model.plan import from_prior
 from model.query import UNCONDITIONAL, Condition, run
 from model.samplers import ddpm
 from training.data import Split

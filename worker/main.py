@@ -1,6 +1,7 @@
-"""A worker process: Celery takes hints, the engine runs what was claimed, a keeper keeps leases.
+"""A worker process: a claimer takes jobs, the engine runs them, a keeper keeps their leases.
 
-Celery runs with a pool of threads and one task, which ends as soon as the engine owns the job.
+Celery's one task, in a pool of threads, wakes the claimer. Which job is taken, and when, is the
+store's and the engine's to say.
 """
 
 from __future__ import annotations
@@ -17,16 +18,99 @@ import torch
 from celery import signals
 
 from service.jobs.hints import TASK_NAME, Hinter, make_celery
-from service.jobs.lease import WorkerStore
+from service.jobs.lease import Claim, WorkerStore
 from service.settings import Settings
 from worker.courier import Courier
 from worker.engine import Engine
+from worker.knee import Curves, default_cache
+from worker.metrics import Metrics
 from worker.shelf import SHIPPED, Shelf
 
 log = logging.getLogger(__name__)
 
 _GRACE = 10.0
 """Seconds that the last deliveries get when the worker stops."""
+
+_LOOK = 0.25
+"""Seconds after which the claimer looks for jobs again, hint or no hint."""
+
+_PAUSE = 1.0
+"""Seconds that the claimer waits after a failure."""
+
+
+class Claimer:
+    """The thread that claims jobs, while the engine has room and there are any.
+
+    It looks when it is woken, when there is room again, and every quarter of a second: a hint that
+    was lost, or that a dying worker took along, delays its job by no more than that.
+    """
+
+    def __init__(self, store: WorkerStore, engine: Engine, courier: Courier, shelf: Shelf) -> None:
+        self._store, self._engine = store, engine
+        self._courier, self._shelf = courier, shelf
+        self._woken = threading.Event()
+        self._stopping = threading.Event()
+        self._failing = False
+        engine.on_leave = self.wake
+        self._thread = threading.Thread(target=self._run, name="claimer", daemon=True)
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    def wake(self) -> None:
+        """Look for jobs now, if there is room."""
+        self._woken.set()
+
+    def begin_stop(self) -> None:
+        """Ask the thread to end; it claims no more."""
+        self._stopping.set()
+        self._woken.set()
+
+    def stop(self) -> None:
+        """End the thread. To be called before the engine is asked to stop."""
+        self.begin_stop()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def _run(self) -> None:
+        while not self._stopping.is_set():
+            self._woken.clear()
+            try:
+                if self._engine.wait_for_room(_LOOK) and not self._claim_one():
+                    self._woken.wait(_LOOK)
+            except Exception as error:
+                self._failed(error)
+                self._stopping.wait(_PAUSE)
+
+    def _claim_one(self) -> bool:
+        """Claim a job and hand it to the engine; False if there was none."""
+        blocked = self._shelf.blocked
+        digests = self._shelf.digests if blocked is None else [blocked]
+        claim = self._store.claim(digests, self._engine.rooms())
+        if claim is not None:
+            self._admit(claim)
+        self._failing = False
+        return claim is not None
+
+    def _admit(self, claim: Claim) -> None:
+        try:
+            inputs = claim.inputs()
+        except Exception as error:
+            reason = f"its inputs could not be read: {error}"
+            # The courier keeps the claim alive and tries again, should Redis be away.
+            self._courier.send(claim, lambda: claim.release(reason))
+            raise
+        self._engine.admit(claim, inputs)
+
+    def _failed(self, error: Exception) -> None:
+        """Say once that jobs cannot be claimed; what is no fault of Redis, with its traceback."""
+        if not self._failing:
+            trace = None if isinstance(error, redis.ConnectionError | redis.TimeoutError) else error
+            log.warning(
+                "no job can be claimed (%s); trying every %g s", error, _PAUSE, exc_info=trace
+            )
+        self._failing = True
 
 
 class Keeper:
@@ -56,6 +140,7 @@ class Keeper:
             try:
                 self._renew()
                 if count % rounds == 0:
+                    self._shelf.refresh()
                     self._store.announce(self._shelf.cards, lease)
                     self._store.reap()
             except redis.RedisError as error:
@@ -66,8 +151,8 @@ class Keeper:
                 return
 
     def _renew(self) -> None:
-        for claim in {*self._engine.claims(), *self._courier.claims()}:
-            held = claim.renew()
+        claims = list({*self._engine.claims(), *self._courier.claims()})
+        for claim, held in zip(claims, self._store.renew(claims), strict=True):
             if held != "held":
                 self._engine.stop_job(claim, held)
 
@@ -78,38 +163,42 @@ def run_worker(settings: Settings) -> int:
     Returns the exit code: not 0 when the worker ended by a failure.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    shelf = Shelf(settings.models or SHIPPED, device)
+    metrics = Metrics()
+    shelf = Shelf(
+        settings.models or SHIPPED,
+        device,
+        budget=settings.model_memory,
+        curves=Curves(settings.cache or default_cache()),
+        metrics=metrics,
+    )
+    if settings.worker_metrics_port is not None:
+        metrics.serve(settings.worker_metrics_host, settings.worker_metrics_port)
     celery = make_celery(settings.require_redis())
     hinter = Hinter(celery)
     worker_id = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
     store = WorkerStore(settings, worker_id, hinter.hint)
     courier = Courier()
-    engine = Engine(shelf, courier)
+    engine = Engine(shelf, courier, metrics, most_jobs=settings.engine_jobs)
+    claimer = Claimer(store, engine, courier, shelf)
     keeper = Keeper(store, engine, courier, shelf)
 
-    def run(job_id: str) -> None:
-        if not engine.wait_for_room():
-            hinter.hint(job_id)  # for another worker
-            return
-        claim = store.claim(job_id, shelf.models.keys())
-        if claim is None:
-            return
-        try:
-            inputs = claim.inputs()
-        except redis.RedisError:
-            claim.release("its inputs could not be read")
-            raise
-        engine.admit(claim, inputs)
+    def wake(job_id: str) -> None:
+        # While there is no room at all, hints are left to the workers that have some.
+        engine.wait_for_room()
+        claimer.wake()
 
-    celery.task(name=TASK_NAME)(run)
+    celery.task(name=TASK_NAME)(wake)
 
     def begin(**_: object) -> None:
+        shelf.preload()
         courier.start()
         engine.start()
         keeper.start()
+        claimer.start()
         log.info("serving %s on %s", [card["name"] for card in shelf.cards], device)
 
     def end(**_: object) -> None:
+        claimer.begin_stop()
         engine.begin_stop()
 
     signals.worker_ready.connect(begin, weak=False)
@@ -127,9 +216,11 @@ def run_worker(settings: Settings) -> int:
     try:
         worker.start()  # returns, with an exit code, also when it failed
     finally:
+        claimer.stop()
         engine.stop()
         courier.stop(_GRACE)
         keeper.stop()  # last: what is delivered still needs its lease
         store.withdraw()
         store.close()
+        metrics.close()
     return int(worker.exitcode or 0)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -19,9 +19,10 @@ from torch import Tensor
 from model import elbo, likelihood, pf_ode, pictures
 from model.data import DataSpec
 from model.denoiser import REPRODUCIBLE_ROWS
+from model.follow import Clip, replay
 from model.grids import GRIDS
 from model.noise import Stream, image_seeds, normal
-from model.plan import Clip, Plan, from_prior, replay
+from model.plan import Plan, from_prior
 from model.process import Process
 from model.query import Condition, Operation
 from model.samplers import SAMPLERS
@@ -248,6 +249,7 @@ def _solver(solver: p.FixedSolver | p.Adaptive) -> pf_ode.Solver:
     return pf_ode.FixedGrid(name=solver.name, steps=solver.steps, grid=solver.grid)
 
 
+@lru_cache(maxsize=128)
 def _plan(process: Process, sampler: p.TableSampler) -> Plan:
     """The table of a sampler: its own options are those of its function in `model.samplers`."""
     options = sampler.model_dump(exclude={"name", "steps", "grid", "clip", "t"})

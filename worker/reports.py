@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import base64
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
@@ -15,7 +14,7 @@ from model.prediction import x0_from_eps
 from model.query import Answer, Query
 from service.jobs import parameters as p
 
-STEP_INTERVAL = 0.1
+STEP_INTERVAL = 0.5
 """Seconds between two `step` events of a job, at least."""
 
 Report = tuple[str, Callable[[], dict[str, Any]]]
@@ -23,37 +22,43 @@ Report = tuple[str, Callable[[], dict[str, Any]]]
 
 
 class Reports:
-    """The events of one job: counts its network calls."""
+    """The events of one job."""
 
     def __init__(self, spec: DataSpec, parameters: p.Parameters) -> None:
         self._spec = spec
         asked = None if isinstance(parameters, p.LoglikParameters) else parameters.stream
         self._stream = asked if spec.shape[0] in pictures.CHANNELS else None
-        self._calls = 0
-        self._last_step = 0.0
+        self._next_step = 0.0
 
-    def after(self, query: Query, answer: Answer) -> Iterator[Report]:
-        """The events to send after a network call."""
-        self._calls += 1
-        where = {"calls": self._calls, "progress": round(query.progress, 4)}
-        if self._stream is not None and self._calls % self._stream.every == 0:
-            u = query.u
-            shown = x0_from_eps(u, answer.eps, query.log_snr) if self._stream.what == "x0" else u
-            yield "preview", self._preview(where | {"what": self._stream.what}, query.image, shown)
-        now = time.monotonic()
-        if now - self._last_step >= STEP_INTERVAL:
-            self._last_step = now
-            yield "step", lambda: where
+    def wants_preview(self, calls: int) -> bool:
+        """Whether images that have made so many network calls are to be shown."""
+        return self._stream is not None and calls % self._stream.every == 0
 
-    def _preview(
-        self, where: dict[str, Any], image: Tensor, x: Tensor
-    ) -> Callable[[], dict[str, Any]]:
+    def preview(
+        self, calls: int, progress: float, images: Tensor, query: Query, answer: Answer
+    ) -> Report:
+        """These images of the job, as they are or as x̂0."""
+        assert self._stream is not None
+        what = self._stream.what
+        x = x0_from_eps(query.u, answer.eps, query.log_snr) if what == "x0" else query.u
+
         def data() -> dict[str, Any]:
-            files = [pictures.encode(pixels) for pixels in pictures.to_bytes(self._spec, x)]
-            images = [
+            files = [pictures.encode(pixels) for pixels in pictures.to_bytes(self._spec, x.cpu())]
+            shown = [
                 {"index": index, "png": base64.b64encode(file).decode()}
-                for index, file in zip(image.tolist(), files, strict=True)
+                for index, file in zip(images.tolist(), files, strict=True)
             ]
-            return where | {"images": images}
+            return _where(calls, progress) | {"what": what, "images": shown}
 
-        return data
+        return "preview", data
+
+    def step(self, now: float, calls: int, progress: float) -> Report | None:
+        """How far the job is, if it was not told just before; now: seconds on any clock."""
+        if now < self._next_step:
+            return None
+        self._next_step = now + STEP_INTERVAL
+        return "step", lambda: _where(calls, progress)
+
+
+def _where(calls: int, progress: float) -> dict[str, Any]:
+    return {"calls": calls, "progress": round(progress, 4)}

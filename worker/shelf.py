@@ -1,10 +1,20 @@
-"""The models that a worker offers: every checkpoint of a folder, loaded once a process."""
+"""The models that a worker offers: every checkpoint of a folder, in memory while it is used.
+
+At first a model is its header; its weights are read when they are asked for, by one thread, while
+others run. What was used least recently is unloaded when the memory for weights is full, but never
+a model that is pinned by jobs in flight.
+"""
 
 from __future__ import annotations
 
-import dataclasses
+import contextlib
 import logging
-from dataclasses import dataclass
+import os
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,60 +23,87 @@ import torch
 import model
 from model.checkpoint import Checkpoint, CheckpointError, load
 from model.denoiser import Denoiser
+from worker.header import Header, read_header
+from worker.knee import Curve, Curves
+from worker.metrics import Metrics
 
 SHIPPED = Path(model.__file__).parent / "zoo"
+
+MEASURE_AGAIN = 60.0
+"""Seconds between two attempts to replace a curve that was measured on a busy device."""
 
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, kw_only=True)
-class ServedModel:
-    """A checkpoint under the name that requests use, ready to answer queries."""
+class ModelError(RuntimeError):
+    """A model that cannot be served now; says why."""
 
-    name: str
+
+@dataclass(eq=False, kw_only=True)
+class ServedModel:
+    """A loaded checkpoint, ready to answer queries.
+
+    curve: what its calls cost; replaced when it was doubtful and has been measured again.
+    """
+
+    header: Header
     checkpoint: Checkpoint
     denoiser: Denoiser
+    curve: Curve
 
     @property
-    def card(self) -> dict[str, Any]:
-        """All that the API knows of a model; JSON values only."""
-        description = self.checkpoint.description.to_json()
-        data = dataclasses.asdict(self.checkpoint.description.data)
-        return {
-            "name": self.name,
-            "digest": self.checkpoint.digest,
-            **data,
-            "process": description["process"],
-            "prediction": description["prediction"],
-            "architecture": description["architecture"],
-            "parameters": self.checkpoint.parameters,
-            "training": description["training"],
-            "library_version": description["library_version"],
-        }
+    def name(self) -> str:
+        """The name that requests use."""
+        return self.header.name
+
+
+@dataclass(kw_only=True)
+class _Wanted:
+    """A model that shall be loaded, and who wants to know when it is."""
+
+    header: Header
+    ready: list[Callable[[], None]] = field(default_factory=list)
 
 
 class Shelf:
-    """Served models by digest. A file that cannot be loaded is logged and left out."""
+    """Models by digest. A file that cannot be served is logged and left out.
 
-    def __init__(self, folder: Path, device: torch.device) -> None:
-        """Raises `CheckpointError` when the folder has nothing that can be served."""
+    All methods but `refresh` may be called from any thread, and none but `load` and `models` waits
+    for a file or a measurement.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        device: torch.device,
+        *,
+        budget: int | None = None,
+        curves: Curves | None = None,
+        metrics: Metrics | None = None,
+    ) -> None:
+        """Raises `CheckpointError` when the folder has nothing that can be served.
+
+        budget: bytes of weights kept loaded, `default_budget` if left out. curves: where costs are
+        measured and kept; they are measured and not kept if left out.
+        """
         self.device = device
-        self.models: dict[str, ServedModel] = {}
-        for path in sorted(folder.glob("*.safetensors")):
-            try:
-                checkpoint = load(path)
-            except CheckpointError as error:
-                log.error("left out: %s", error)
-                continue
-            served = ServedModel(
-                name=path.stem, checkpoint=checkpoint, denoiser=checkpoint.denoiser(device)
-            )
-            if checkpoint.digest in self.models:
-                other = self.models[checkpoint.digest].name
-                log.error("left out: %s is the same checkpoint as %s", path, other)
-                continue
-            self.models[checkpoint.digest] = served
-        if not self.models:
+        self.budget = default_budget(device) if budget is None else budget
+        self._folder = folder
+        self._curves = curves or Curves()
+        self._metrics = metrics or Metrics()
+        self._files: dict[Path, tuple[tuple[int, ...], Header | None]] = {}
+        self._measured = time.monotonic()
+
+        self._lock = threading.Lock()  # never held while a file is read or a model is measured
+        self._offered: dict[str, Header] = {}
+        self._loaded: dict[str, ServedModel] = {}  # least recently used first
+        self._wanted: dict[str, _Wanted] = {}  # in the order of the requests
+        self._failed: dict[str, str] = {}
+        self._pins: Counter[str] = Counter()
+        self._loader: threading.Thread | None = None
+
+        self._offer(self._scan())
+        if not self._offered:
             raise CheckpointError(
                 f"{folder} has no checkpoint that can be served; put *.safetensors files there "
                 "(from `fokker train`), or leave --models out to serve the shipped model"
@@ -74,5 +111,276 @@ class Shelf:
 
     @property
     def cards(self) -> list[dict[str, Any]]:
-        """The cards of all models."""
-        return [served.card for served in self.models.values()]
+        """The cards of all models that the folder has."""
+        with self._lock:
+            return [header.card for header in self._offered.values()]
+
+    @property
+    def digests(self) -> frozenset[str]:
+        """What can be requested: the folder's models, and replaced ones that are still loaded."""
+        with self._lock:
+            return frozenset({*self._offered, *self._loaded})
+
+    @property
+    def models(self) -> dict[str, ServedModel]:
+        """Every model of the folder by digest, all loaded before this returns."""
+        return {card["digest"]: self.load(card["digest"]) for card in self.cards}
+
+    @property
+    def blocked(self) -> str | None:
+        """The digest that waits for pinned models to leave, None when nothing does.
+
+        Models are loaded in the order of their requests, so nothing else is loaded meanwhile:
+        whoever pins should take no more work for other models.
+        """
+        with self._lock:
+            first = next(iter(self._wanted), None)
+            return None if first is None or self._can_fit(self._wanted[first].header) else first
+
+    def request(self, digest: str, ready: Callable[[], None]) -> ServedModel | None:
+        """The loaded model; None when it must be loaded first, which starts in the background.
+
+        ready: called once, from another thread, when the model is loaded or has failed to.
+        Raises `ModelError` for a digest that is not served here, and once after a load that failed;
+        the request after that tries again. Pin before the request to be sure that the model stays.
+        """
+        with self._lock:
+            if (served := self._loaded.pop(digest, None)) is not None:
+                self._loaded[digest] = served  # now the last one to be unloaded
+                return served
+            if (reason := self._failed.pop(digest, None)) is not None:
+                raise ModelError(reason)
+            if digest not in self._wanted:
+                if digest not in self._offered:
+                    raise ModelError(f"this worker has no checkpoint {digest} (any more)")
+                self._wanted[digest] = _Wanted(header=self._offered[digest])
+            waiting = self._wanted[digest].ready
+            if ready not in waiting:
+                waiting.append(ready)
+            self._start(self._load_wanted)
+            return None
+
+    def load(self, digest: str) -> ServedModel:
+        """The loaded model, after waiting for it; raises `ModelError` as `request` does."""
+        ready = threading.Event()
+        while (served := self.request(digest, ready.set)) is None:
+            ready.wait()
+            ready.clear()
+        return served
+
+    def preload(self) -> None:
+        """Start to load models, in order of their names, as long as the budget has room."""
+        with self._lock:
+            room = self.budget - self._held()
+            fitting = []
+            for header in self._offered.values():
+                if header.digest not in self._loaded and header.size <= room:
+                    room -= header.size
+                    fitting.append(header.digest)
+        for digest in fitting:
+            self.request(digest, _nothing)
+
+    def pin(self, digest: str) -> None:
+        """Keep a model from being unloaded, from when it is loaded until as many `unpin`."""
+        with self._lock:
+            self._pins[digest] += 1
+
+    def unpin(self, digest: str) -> None:
+        """Take one `pin` back; `ValueError` where there is none."""
+        with self._lock:
+            if not self._pins[digest]:
+                raise ValueError(f"{digest} is not pinned")
+            self._pins[digest] -= 1
+            if not self._pins[digest]:
+                del self._pins[digest]
+                if self._wanted:
+                    self._start(self._load_wanted)
+
+    def refresh(self) -> None:
+        """Look for files that came, went or changed; to be called by one thread, every few seconds.
+
+        A file replaced by another version is offered under its new digest. The old digest can be
+        requested as long as it is loaded; once unloaded it is gone, and a job that asks for it must
+        go to another worker or fail. Costs one `stat` a file, and a reading of those that changed.
+
+        A curve measured on a busy device is measured again when no model is pinned.
+        """
+        found = self._scan()
+        with self._lock:
+            self._offer(found)
+            due = time.monotonic() - self._measured > MEASURE_AGAIN
+            if due and not self._pins and self._doubtful() is not None:
+                self._start(self._measure_again)
+
+    # The folder
+
+    def _scan(self) -> dict[str, Header]:
+        """The headers of the folder's usable files by digest; reads the files that changed."""
+        files: dict[Path, tuple[tuple[int, ...], Header | None]] = {}
+        found: dict[str, Header] = {}
+        for path in sorted(self._folder.glob("*.safetensors")):
+            try:
+                status = path.stat()
+            except FileNotFoundError:  # gone since it was listed
+                continue
+            stamp = (status.st_mtime_ns, status.st_size, status.st_ino)
+            before = self._files.get(path)
+            changed = before is None or before[0] != stamp
+            files[path] = (stamp, _usable(path)) if before is None or changed else before
+            header = files[path][1]
+            if header is None:
+                continue
+            first = found.setdefault(header.digest, header)
+            if first is not header and changed:
+                log.error("left out: %s is the same checkpoint as %s", path, first.name)
+        self._files = files
+        return found
+
+    def _offer(self, found: dict[str, Header]) -> None:
+        for digest in found.keys() - self._offered.keys():
+            log.info("offering %s, %s", found[digest].name, digest)
+        before = {header.name for header in self._offered.values()}
+        self._offered = found
+        for name in before | {header.name for header in found.values()}:
+            self._tell(name)
+
+    # Memory; the lock is held
+
+    def _held(self) -> int:
+        """Bytes of all loaded weights."""
+        return sum(served.header.size for served in self._loaded.values())
+
+    def _can_fit(self, header: Header) -> bool:
+        """Whether there is room beside the pinned models; with none pinned there always is."""
+        pinned = [s.header.size for digest, s in self._loaded.items() if self._pins[digest]]
+        return not pinned or sum(pinned) + header.size <= self.budget
+
+    def _make_room(self, header: Header) -> None:
+        """Unload what was used least recently until this model fits, or nothing is left."""
+        unpinned = [digest for digest in self._loaded if not self._pins[digest]]
+        while unpinned and self._held() + header.size > self.budget:
+            served = self._loaded.pop(unpinned.pop(0))
+            self._tell(served.name)
+            log.info("unloaded %s to make room for %s", served.name, header.name)
+        if header.size > self.budget:
+            log.warning(
+                "%s has %d bytes of weights, more than all models may have (%d)",
+                header.name,
+                header.size,
+                self.budget,
+            )
+
+    def _tell(self, name: str) -> None:
+        loaded = any(served.name == name for served in self._loaded.values())
+        self._metrics.model_loaded[name].set(loaded)
+
+    def _doubtful(self) -> ServedModel | None:
+        return next((s for s in self._loaded.values() if s.curve.doubtful), None)
+
+    def _start(self, target: Callable[[], None]) -> None:
+        """Run the loader's thread, unless it runs; it looks at `_wanted` before it ends."""
+        if self._loader is None:
+            self._loader = threading.Thread(target=target, name="loader", daemon=True)
+            self._loader.start()
+
+    # The loader's thread
+
+    def _load_wanted(self) -> None:
+        """Load what is wanted, one by one, until nothing is or the next one does not fit."""
+        while (header := self._next()) is not None:
+            self._load(header)
+
+    def _next(self) -> Header | None:
+        """The first wanted model, with room made for it; None ends the thread."""
+        with self._lock:
+            first = next(iter(self._wanted.values()), None)
+            if first is None or not self._can_fit(first.header):
+                self._loader = None
+                return None
+            self._make_room(first.header)
+            return first.header
+
+    def _load(self, header: Header) -> None:
+        served, reason = None, ""
+        try:
+            served = self._read(header)
+        except Exception as error:
+            # Kept as text: the traceback would keep the weights.
+            reason = f"{header.name} cannot be loaded: {error}"
+            log.exception("%s cannot be loaded", header.name)
+        with self._lock:
+            wanted = self._wanted.pop(header.digest)
+            if served is None:
+                self._failed[header.digest] = reason
+            else:
+                self._loaded[header.digest] = served
+                self._tell(header.name)
+        for ready in wanted.ready:
+            try:
+                ready()
+            except Exception:
+                log.exception("who waited for %s failed", header.name)
+
+    def _read(self, header: Header) -> ServedModel:
+        start = time.monotonic()
+        checkpoint = load(header.path)
+        if checkpoint.digest != header.digest:
+            raise CheckpointError(f"{header.path} was replaced: it is now {checkpoint.digest}")
+        denoiser = checkpoint.denoiser(self.device)
+        loaded = time.monotonic()
+        curve = self._curves.of(checkpoint, denoiser, lambda: self._idle_but_for(header.digest))
+        self._metrics.knee_rows[header.name].set(curve.knee)
+        log.info(
+            "loaded %s in %.2f s, knee in %.2f s: %s",
+            header.name,
+            loaded - start,
+            time.monotonic() - loaded,
+            curve,
+        )
+        return ServedModel(header=header, checkpoint=checkpoint, denoiser=denoiser, curve=curve)
+
+    def _measure_again(self) -> None:
+        """Measure one doubtful curve again, then see what has been requested meanwhile."""
+        with self._lock:
+            served = self._doubtful()
+        if served is not None:
+            try:
+                curve = self._curves.of(
+                    served.checkpoint, served.denoiser, lambda: self._idle_but_for(None)
+                )
+            except Exception:
+                log.exception("%s cannot be measured again", served.name)
+            else:
+                log.info("%s measured again: %s", served.name, curve)
+                if not curve.doubtful:
+                    served.curve = curve
+                    self._metrics.knee_rows[served.name].set(curve.knee)
+        self._measured = time.monotonic()
+        self._load_wanted()
+
+    def _idle_but_for(self, digest: str | None) -> bool:
+        """Whether no model but this one, which is not loaded yet, has jobs in flight."""
+        with self._lock:
+            return not self._pins.keys() - {digest}
+
+
+def default_budget(device: torch.device) -> int:
+    """Half of the memory that the device has, or that a container may use, in bytes."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory // 2)
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    with contextlib.suppress(OSError, ValueError):  # no control group, or no limit in it ("max")
+        memory = min(memory, int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    return memory // 2
+
+
+def _usable(path: Path) -> Header | None:
+    try:
+        return read_header(path)
+    except CheckpointError as error:
+        log.error("left out: %s", error)
+        return None
+
+
+def _nothing() -> None:
+    """Nobody waits for a model that is loaded ahead."""

@@ -113,7 +113,7 @@ async def _hint(services: Services, job: Job) -> None:
     try:
         await anyio.to_thread.run_sync(services.hinter.hint, job.id)
     except OperationalError as error:
-        # The job is stored: a worker's reaper hints at it again within a lease.
+        # The job is stored: a worker that has room finds it without a hint, a moment later.
         log.warning("no hint was sent at job %s: %s", job.id, error)
 
 

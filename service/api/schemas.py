@@ -6,7 +6,12 @@ from pydantic import BaseModel, ConfigDict, Field
 from pydantic.json_schema import models_json_schema
 
 from service.jobs.job import Job, Status
-from service.jobs.parameters import GenerateParameters, InvertParameters, LoglikParameters
+from service.jobs.parameters import (
+    GenerateParameters,
+    InvertParameters,
+    LoglikParameters,
+    Priority,
+)
 
 REF = "#/components/schemas/{model}"
 
@@ -28,6 +33,7 @@ class JobView(BaseModel):
     model: str
     digest: str
     parameters: dict[str, Any]
+    priority: Priority
     status: Status
     attempt: int
     cancel_requested: bool

@@ -22,6 +22,7 @@ from service.jobs.parameters import (
     Bound,
     FixedSolver,
     GenerateParameters,
+    InvertParameters,
     LoglikParameters,
     Parameters,
     PfOde,
@@ -55,13 +56,16 @@ async def prepare(store: JobStore, settings: Settings, operation: str, upload: U
     else:
         if upload.latents is not None:
             raise invalid(FieldError("latents", f"{operation} takes images; leave this part out"))
-        inputs = await _image_inputs(settings, card, upload, _samples(parameters))
+        inputs = await _image_inputs(settings, card, upload, parameters)
     job = Job(
         id=new_job_id(),
         operation=operation,
         model=card.name,
         digest=card.digest,
         parameters=_with_seed(parameters).model_dump(mode="json"),
+        priority=parameters.priority,
+        rows=parameters.rows(len(upload.images)),
+        calls=parameters.expected_calls,
     )
     return Prepared(job, inputs)
 
@@ -143,12 +147,14 @@ def _refuse_images(upload: Upload) -> None:
         raise invalid(FieldError("images", "generate takes no images; leave them out"))
 
 
-async def _image_inputs(settings: Settings, card: Card, upload: Upload, samples: int) -> bytes:
-    """The uploaded images as packed `levels` (N, C, H, W); `samples` rows will be made of each."""
+async def _image_inputs(
+    settings: Settings, card: Card, upload: Upload, parameters: InvertParameters | LoglikParameters
+) -> bytes:
+    """The uploaded images as packed `levels` (N, C, H, W); 422 where they make too many rows."""
     if not upload.images:
         detail = "none given; send one part `image` an image, or base64 strings in `images`"
         raise invalid(FieldError("images", detail))
-    _check_count(len(upload.images) * samples, "images", settings)
+    _check_count(parameters.rows(len(upload.images)), "images", settings)
 
     def read_all() -> bytes:
         images = []
@@ -185,13 +191,6 @@ async def _generate_inputs(
         detail = f"given {parameters.count}, but {count} latents are decoded; leave count out"
         raise invalid(FieldError("count", detail, parameters.count))
     return parameters.model_copy(update={"count": count}), pack(arrays)
-
-
-def _samples(parameters: Parameters) -> int:
-    """Rows that the worker makes of every uploaded image."""
-    if isinstance(parameters, LoglikParameters) and parameters.dequantization is not None:
-        return parameters.dequantization.samples
-    return 1
 
 
 def _with_seed(parameters: Parameters) -> Parameters:

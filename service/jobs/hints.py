@@ -1,6 +1,7 @@
-"""Hints: Celery messages that say that a job is waiting, and nothing more.
+"""Hints: Celery messages that wake a worker, and nothing more.
 
-A hint may be lost, doubled or late; the job itself is in Redis, owned through a lease.
+A hint may be lost, doubled or late: which job is next is for Redis to say (`lease.WorkerStore`),
+and workers look there without a hint, too.
 """
 
 from celery import Celery
@@ -20,7 +21,7 @@ def make_celery(redis_url: str) -> Celery:
         task_serializer="json",
         accept_content=["json"],
         task_default_queue=keys.HINTS,
-        # A hint is acknowledged once its job is claimed, so this is far above any wait.
+        # A hint that waits for longer at a worker without room goes to another one, too.
         broker_transport_options={
             "visibility_timeout": 3600,
             "socket_timeout": 5,
@@ -39,7 +40,10 @@ class Hinter:
         self._celery = celery
 
     def hint(self, job_id: str) -> None:
-        """Say that `job_id` waits. Raises kombu's `OperationalError` if the broker is away."""
+        """Say that a job waits, now because of `job_id`; whoever wakes takes what is first.
+
+        Raises kombu's `OperationalError` if the broker is away.
+        """
         self._celery.send_task(TASK_NAME, args=[job_id], retry=False)
 
     def close(self) -> None:

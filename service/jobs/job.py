@@ -5,9 +5,10 @@ import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
+from typing import Any, cast
 
 from service.jobs import keys
+from service.jobs.parameters import Priority
 
 
 class Status(StrEnum):
@@ -56,6 +57,9 @@ class Job:
     model: str
     digest: str  # of the checkpoint that must answer, also on a retry
     parameters: dict[str, Any]
+    priority: Priority = "interactive"
+    rows: int = 1  # of a network's batch, that it occupies
+    calls: int = 1  # network calls of one row, about
     owner: str = ""
     status: Status = Status.QUEUED
     attempt: int = 1
@@ -76,6 +80,9 @@ class Job:
             "model": self.model,
             "digest": self.digest,
             "parameters": json.dumps(self.parameters),
+            "priority": self.priority,
+            "rows": str(self.rows),
+            "calls": str(self.calls),
             "owner": self.owner,
             "status": self.status.value,
             "attempt": str(self.attempt),
@@ -108,6 +115,9 @@ class Job:
             model=text["model"],
             digest=text["digest"],
             parameters=json.loads(text["parameters"]),
+            priority=cast(Priority, text["priority"]),
+            rows=int(text["rows"]),
+            calls=int(text["calls"]),
             owner=text["owner"],
             status=Status(text["status"]),
             attempt=int(text["attempt"]),

@@ -1,9 +1,14 @@
 """Every Redis key of the service, in one place."""
 
+from collections.abc import Mapping
+
+from service.jobs.parameters import PRIORITIES, Priority
+
 PREFIX = "fokker:"
 
-QUEUED = PREFIX + "queued"
-"""Sorted set: ids of the queued jobs, scored by when they were last hinted (Redis's seconds)."""
+QUEUED: Mapping[Priority, str] = {name: f"{PREFIX}queued:{name}" for name in PRIORITIES}
+"""Sorted set a priority: ids of the queued jobs, scored by when they were first submitted
+(Redis's seconds), so that a job which comes back keeps its place."""
 
 RUNNING = PREFIX + "running"
 """Sorted set: ids of the running jobs, scored by when their lease ends (Redis's seconds)."""
@@ -44,11 +49,26 @@ def artifact(job_id: str, name: str) -> str:
     return f"{job(job_id)}:{ARTIFACT}{name}"
 
 
+def claim(token: str) -> str:
+    """Id of the job that was claimed by this token, for as long as one lease."""
+    return f"{PREFIX}claim:{token}"
+
+
 def worker(worker_id: str) -> str:
     """JSON list of the models that a live worker serves; it expires with the worker."""
     return f"{PREFIX}worker:{worker_id}"
 
 
+def of_all() -> list[str]:
+    """The keys that every script of `scripts` gets first, in the order that its prelude has."""
+    return [RUNNING, *(QUEUED[name] for name in PRIORITIES)]
+
+
 def of_job(job_id: str) -> list[str]:
-    """The keys that a script of `scripts` gets, in the order in which its prelude names them."""
-    return [job(job_id), events(job_id), inputs(job_id), QUEUED, RUNNING]
+    """The keys of a script about one job, in the order in which the prelude names them."""
+    return [*of_all(), job(job_id), events(job_id), inputs(job_id)]
+
+
+def of_claim(token: str) -> list[str]:
+    """The keys of the script `claim`, which finds its job itself."""
+    return [*of_all(), claim(token)]

@@ -1,4 +1,6 @@
-"""The worker's side of the job store: claim a job, own it through a lease, hand it back.
+"""The worker's side of the job store: claim what is next, own it through a lease, hand it back.
+
+Which job is next is decided in Redis: the queues' order, not the order of hints, is that of work.
 
 A lease is a token in the job's hash and the time it ends in an index. Every write runs in Redis
 behind a check of the token, so a worker that lost its lease changes nothing (`LeaseLost`).
@@ -13,9 +15,13 @@ import redis
 
 from service.jobs import keys, scripts
 from service.jobs.job import Job, Status
+from service.jobs.parameters import Priority
 from service.settings import Settings
 
 Held = Literal["held", "cancel", "lost"]
+
+SCAN = 1024
+"""Ids of a queue that one claim looks at, so that it never holds Redis up for long."""
 
 LEASE_EXPIRED: dict[str, Any] = {
     "type": "about:blank",
@@ -41,6 +47,7 @@ class WorkerStore:
         self.settings = settings
         self.hint = hint
         self._redis: redis.Redis = redis.Redis.from_url(settings.require_redis())
+        self._unanswered: list[str] = []  # tokens of claims that may have been granted
 
     def close(self) -> None:
         """Close the connections."""
@@ -48,24 +55,65 @@ class WorkerStore:
 
     def run(self, script: str, job_id: str, data: bytes | None = None, /, **named: Any) -> Any:
         """Run one of `scripts` on a job."""
+        return self._run(script, keys.of_job(job_id), data, id=job_id, **named)
+
+    def _run(
+        self, script: str, names: Sequence[str], data: bytes | None = None, /, **named: Any
+    ) -> Any:
         named |= {"ttl": self.settings.job_ttl, "stream_length": self.settings.stream_length}
         call = self._redis.register_script(scripts.source(script))
-        return call(keys.of_job(job_id), scripts.arguments(job_id, data, **named))
+        return call(names, scripts.arguments(data, **named))
 
-    def claim(self, job_id: str, digests: Collection[str]) -> "Claim | None":
-        """Own a queued job of one of these checkpoints; None if it is not to be had."""
-        token = secrets.token_hex(16)
-        flat = self.run(
-            "claim",
-            job_id,
-            token=token,
-            lease=self.settings.lease,
-            worker=self.worker_id,
-            digests=list(digests),
-        )
+    def claim(self, digests: Collection[str], rooms: Mapping[Priority, int]) -> "Claim | None":
+        """Own the first queued job that this worker can run; None if there is none.
+
+        First is interactive before batch, then by time of submission, among the jobs of the
+        checkpoints `digests` whose priority has room for at least one row: a job larger than the
+        room is given all the same, or it would wait for ever. Only the first SCAN ids of a queue
+        are looked at. Where the answer to a claim was lost, the next one gives that job.
+        """
+        try:
+            token = self._unanswered.pop()
+        except IndexError:
+            token = secrets.token_hex(16)
+        try:
+            flat = self._run(
+                "claim",
+                keys.of_claim(token),
+                token=token,
+                lease=self.settings.lease,
+                worker=self.worker_id,
+                digests=list(digests),
+                rooms=dict(rooms),
+                scan=SCAN,
+            )
+        except redis.RedisError:
+            self._unanswered.append(token)
+            raise
         if flat is None:
             return None
         return Claim(self, Job.from_hash(dict(zip(flat[::2], flat[1::2], strict=True))), token)
+
+    def renew(self, claims: Sequence["Claim"]) -> list[Held]:
+        """Prolong leases, all in one round trip; what became of each.
+
+        "held", "cancel" (held, but its owner asks to stop) or "lost".
+        """
+        source = scripts.source("renew")
+        try:
+            return self._renew_by(self._redis.register_script(source).sha, claims)
+        except redis.exceptions.NoScriptError:  # of a server that has not seen it yet
+            return self._renew_by(self._redis.script_load(source), claims)
+
+    def _renew_by(self, sha: str, claims: Sequence["Claim"]) -> list[Held]:
+        with self._redis.pipeline(transaction=False) as batch:
+            for claim in claims:
+                names = keys.of_job(claim.job.id)
+                said = scripts.arguments(
+                    id=claim.job.id, token=claim.token, lease=self.settings.lease
+                )
+                batch.evalsha(sha, len(names), *names, *said)
+            return [cast(Held, answer.decode()) for answer in batch.execute()]
 
     def inputs(self, job_id: str) -> bytes | None:
         """The packed arrays of a job (see `arrays`), None if it has none."""
@@ -87,7 +135,7 @@ class WorkerStore:
         self._redis.srem(keys.WORKERS, self.worker_id)
 
     def reap(self) -> int:
-        """Settle running jobs whose lease ended and hint forgotten ones; how many were requeued.
+        """Settle running jobs whose lease ended; how many were requeued.
 
         To be called every quarter of a lease by every worker: a lock lets one of them through.
         Nothing is reaped for one lease after Redis started, since no owner could renew before.
@@ -101,7 +149,6 @@ class WorkerStore:
         requeued = 0
         for raw in cast(list[bytes], self._redis.zrangebyscore(keys.RUNNING, "-inf", now)):
             requeued += self._reap_one(raw.decode())
-        self._hint_forgotten(now - lease)
         return requeued
 
     def _reap_one(self, job_id: str) -> int:
@@ -119,16 +166,6 @@ class WorkerStore:
         self.hint(job_id)
         return 1
 
-    def _hint_forgotten(self, before: float) -> None:
-        """Hint the jobs not hinted since `before`, but never more hints than jobs waiting."""
-        missing = self._redis.zcard(keys.QUEUED) - self._redis.llen(keys.HINTS)
-        if missing <= 0:
-            return
-        forgotten = self._redis.zrangebyscore(keys.QUEUED, "-inf", before, start=0, num=missing)
-        for raw in cast(list[bytes], forgotten):
-            self.hint(raw.decode())
-            self._redis.zadd(keys.QUEUED, {raw: self._now()}, xx=True)
-
     def _now(self) -> float:
         seconds, microseconds = self._redis.time()
         return seconds + microseconds / 1e6
@@ -139,18 +176,12 @@ class Claim:
 
     def __init__(self, store: WorkerStore, job: Job, token: str) -> None:
         self.job = job
+        self.token = token
         self._store = store
-        self._token = token
 
     def inputs(self) -> bytes | None:
         """The job's packed arrays (see `arrays`), None if it has none."""
         return self._store.inputs(self.job.id)
-
-    def renew(self) -> Held:
-        """Prolong the lease: "held", "cancel" (held, but its owner asks to stop) or "lost"."""
-        lease = self._store.settings.lease
-        answer: bytes = self._store.run("renew", self.job.id, token=self._token, lease=lease)
-        return cast(Held, answer.decode())
 
     def event(self, kind: str, data: Mapping[str, Any]) -> None:
         """Append a `step` or `preview` event. Raises `LeaseLost`."""
@@ -188,5 +219,5 @@ class Claim:
         )
 
     def _write(self, script: str, data: bytes | None = None, /, **named: Any) -> None:
-        if not self._store.run(script, self.job.id, data, token=self._token, **named):
+        if not self._store.run(script, self.job.id, data, token=self.token, **named):
             raise LeaseLost(self.job.id)

@@ -4,7 +4,9 @@ API and worker read the same models. What depends on a model's card or on the se
 (classes, shapes, the largest count) is checked by the API.
 """
 
-from typing import Annotated, Any, Literal
+import math
+from abc import abstractmethod
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
     BaseModel,
@@ -18,6 +20,12 @@ from pydantic import (
 MAX_SEED = 2**53 - 1  # what a JSON number carries exactly everywhere
 
 Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
+
+Priority = Literal["interactive", "batch"]
+"""What a job is for: someone waits for it, or it may take its time."""
+
+PRIORITIES: tuple[Priority, ...] = get_args(Priority)
+"""All priorities, the most urgent first."""
 
 
 class _Parameters(BaseModel):
@@ -35,7 +43,19 @@ SELECTED_FROM = 1000  # times of that schedule
 Grid = WholeGrid | Selection
 
 
-class _Stepped(_Parameters):
+class _Costed(_Parameters):
+    @property
+    @abstractmethod
+    def calls(self) -> int:
+        """Network calls of one image, at most."""
+
+    @property
+    def expected_calls(self) -> int:
+        """Network calls of one image, about; those of a fixed grid are known."""
+        return self.calls
+
+
+class _Stepped(_Costed):
     steps: int = Field(default=50, ge=1)
 
     @property
@@ -101,7 +121,16 @@ class Reversible(_GridSolver):
         return 2 * self.steps
 
 
-class Adaptive(_Parameters):
+EXPECTED_AT_1E3 = 58
+EXPECTED_GROWTH = 1.9
+"""Network calls of an adaptive solve: at tolerance 1e-3, and how many times more a decade below.
+
+Rough: as measured on the shipped digits (benchmarks/RESULTS.md). An order-5 solver of a smooth
+field would grow by 10 ** (1 / 5) = 1.6; a trained network is not smooth.
+"""
+
+
+class Adaptive(_Costed):
     """The probability-flow ODE by an embedded Runge–Kutta pair, step size by image.
 
     The default is that of encoding and decoding alike: it also closes the round trip of images
@@ -114,8 +143,14 @@ class Adaptive(_Parameters):
 
     @property
     def calls(self) -> int:
-        """Network calls of one image."""
+        """Network calls of one image, at most."""
         return self.max_calls
+
+    @property
+    def expected_calls(self) -> int:
+        """Network calls of one image: EXPECTED_AT_1E3 at 1e-3, EXPECTED_GROWTH times a decade."""
+        decades = -3.0 - math.log10(self.tolerance)
+        return min(self.max_calls, round(EXPECTED_AT_1E3 * math.pow(EXPECTED_GROWTH, decades)))
 
 
 FixedSolver = Euler | Heun | Rk4 | DpmPp2m | Reversible
@@ -192,7 +227,7 @@ class ReverseSde(_Stepped):
     grid: Grid = "uniform"
 
 
-class PfOde(_Parameters):
+class PfOde(_Costed):
     """The probability-flow ODE, deterministic; also decodes latents."""
 
     name: Literal["pf_ode"] = "pf_ode"
@@ -200,8 +235,13 @@ class PfOde(_Parameters):
 
     @property
     def calls(self) -> int:
-        """Network calls of one image."""
+        """Network calls of one image, at most."""
         return self.solver.calls
+
+    @property
+    def expected_calls(self) -> int:
+        """Network calls of one image, about."""
+        return self.solver.expected_calls
 
 
 TableSampler = Ddpm | Ddim | Langevin | AnnealedLangevin | PredictorCorrector | ReverseSde
@@ -255,9 +295,25 @@ class Init(_Parameters):
     latents: Latents
 
 
-class _Conditioned(_Parameters):
+class _Operation(_Parameters):
     model: str = Field(min_length=1, max_length=200)
+    priority: Priority = Field(
+        default="interactive",
+        description="Jobs that someone waits for start before those that may take their time.",
+    )
     class_label: int | None = Field(default=None, ge=0)
+
+    def rows(self, images: int) -> int:
+        """Rows of a network's batch that the job occupies, `images` of them uploaded."""
+        return images
+
+    @property
+    @abstractmethod
+    def expected_calls(self) -> int:
+        """Network calls of one row, about, from the job's start to its end."""
+
+
+class _Conditioned(_Operation):
     guidance: float = Field(default=1.0, ge=0, le=20)
 
     @field_validator("guidance")
@@ -278,6 +334,15 @@ class GenerateParameters(_Conditioned):
     init: Init | None = None
     stream: Stream | None = None
     format: Literal["png", "webp", "npy"] = "png"
+
+    def rows(self, images: int = 0) -> int:
+        """Rows that the job occupies: one an image that is drawn or decoded."""
+        return self.count
+
+    @property
+    def expected_calls(self) -> int:
+        """Network calls of one row, about."""
+        return self.sampler.expected_calls
 
     @model_validator(mode="before")
     @classmethod
@@ -316,8 +381,13 @@ class InvertParameters(_Conditioned):
     solver: Solver = Adaptive()
     stream: Stream | None = None
 
+    @property
+    def expected_calls(self) -> int:
+        """Network calls of one row, about: each image is encoded, and decoded for the check."""
+        return 2 * self.solver.expected_calls
 
-class Bound(_Parameters):
+
+class Bound(_Costed):
     """How the evidence lower bound is estimated: of `steps` steps, null for continuous time."""
 
     steps: int | None = Field(default=None, ge=1)
@@ -339,21 +409,30 @@ class Bound(_Parameters):
         return self
 
 
-class LoglikParameters(_Parameters):
+class LoglikParameters(_Operation):
     """`POST /loglik`: the log-likelihood of each image, or a lower bound of it.
 
     `pf_ode` integrates the density along the ODE (`solver`, `divergence`, `dequantization`);
     `elbo` bounds the probability of the levels (`bound`).
     """
 
-    model: str = Field(min_length=1, max_length=200)
     method: Literal["pf_ode", "elbo"] = "pf_ode"
     solver: Adaptive = Adaptive(tolerance=1e-3)
     divergence: Divergence = Hutchinson()
     dequantization: Dequantization | None = Dequantization()
     bound: Bound = Bound()
-    class_label: int | None = Field(default=None, ge=0)
     seed: Seed | None = None
+
+    def rows(self, images: int) -> int:
+        """Rows that the job occupies: one a dequantised sample of each image."""
+        if self.method == "elbo" or self.dequantization is None:
+            return images
+        return images * self.dequantization.samples
+
+    @property
+    def expected_calls(self) -> int:
+        """Network calls of one row, about."""
+        return (self.bound if self.method == "elbo" else self.solver).expected_calls
 
 
 Parameters = GenerateParameters | InvertParameters | LoglikParameters

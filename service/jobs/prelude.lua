@@ -1,7 +1,13 @@
--- Opens every script. KEYS are keys.of_job(id); ARGV[1] is a JSON object of the arguments,
--- ARGV[2] bytes that some scripts store. LEGAL and ARTIFACT stand above, written by scripts.py
--- from TRANSITIONS and keys.py. Scripts return before they write, or write everything.
-local JOB, EVENTS, INPUTS, QUEUED, RUNNING = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
+-- Opens every script. KEYS are keys.of_job(id), or keys.of_claim(token) for the script claim;
+-- ARGV[1] is a JSON object of the arguments, ARGV[2] bytes that some scripts store. LEGAL,
+-- PRIORITIES, ARTIFACT, JOB_OF and EVENTS_OF stand above, written by scripts.py from their one
+-- place. Scripts return before they write, or write everything.
+local RUNNING, QUEUED = KEYS[1], {}
+for place, priority in ipairs(PRIORITIES) do
+  QUEUED[priority] = KEYS[1 + place]
+end
+local own = 1 + #PRIORITIES
+local JOB, EVENTS, INPUTS = KEYS[own + 1], KEYS[own + 2], KEYS[own + 3]
 local arg = cjson.decode(ARGV[1])
 
 local function now()
@@ -15,6 +21,11 @@ end
 
 local function get(field)
   return redis.call('HGET', JOB, field)
+end
+
+-- The queue that the job waits in, whenever it waits.
+local function queue()
+  return QUEUED[get('priority')]
 end
 
 local function may_become(target)
@@ -38,7 +49,7 @@ local function finish(target, field, document, data)
   if field then
     redis.call('HSET', JOB, field, document)
   end
-  redis.call('ZREM', QUEUED, arg.id)
+  redis.call('ZREM', queue(), arg.id)
   redis.call('ZREM', RUNNING, arg.id)
   redis.call('UNLINK', INPUTS)
   redis.call('EXPIRE', JOB, arg.ttl)
@@ -50,11 +61,11 @@ local function finish(target, field, document, data)
   end
 end
 
--- Put a running job back into the queue, for whichever worker claims it next.
+-- Put a running job back where it stood in its queue, for whichever worker claims it next.
 local function requeue(attempt, reason)
   redis.call('HSET', JOB, 'status', 'queued', 'attempt', attempt)
   redis.call('HDEL', JOB, 'token')
   redis.call('ZREM', RUNNING, arg.id)
-  redis.call('ZADD', QUEUED, seconds(now()), arg.id)
+  redis.call('ZADD', queue(), get('created'), arg.id)
   event('retrying', cjson.encode({attempt = attempt, reason = reason}))
 end

@@ -11,6 +11,7 @@ from typing import Any
 
 from service.jobs import keys
 from service.jobs.job import TRANSITIONS
+from service.jobs.parameters import PRIORITIES
 
 
 @cache
@@ -21,9 +22,8 @@ def source(name: str) -> str:
     return "\n".join((_shared(), prelude, folder.joinpath(f"{name}.lua").read_text()))
 
 
-def arguments(job_id: str, data: bytes | None = None, /, **named: Any) -> list[str | bytes]:
+def arguments(data: bytes | None = None, /, **named: Any) -> list[str | bytes]:
     """ARGV of a script: named arguments as JSON, then bytes if the script stores any."""
-    named["id"] = job_id
     encoded = json.dumps({name: value for name, value in named.items() if value is not None})
     return [encoded] if data is None else [encoded, data]
 
@@ -33,4 +33,12 @@ def _shared() -> str:
         f"{status} = {{{', '.join(f'{target} = true' for target in sorted(targets))}}}"
         for status, targets in TRANSITIONS.items()
     )
-    return f"local LEGAL = {{{moves}}}\nlocal ARTIFACT = '{keys.ARTIFACT}'"
+    priorities = ", ".join(f"'{priority}'" for priority in PRIORITIES)
+    return "\n".join(
+        (
+            f"local LEGAL = {{{moves}}}",
+            f"local PRIORITIES = {{{priorities}}}",
+            f"local ARTIFACT = '{keys.ARTIFACT}'",
+            f"local JOB_OF, EVENTS_OF = '{keys.job('%s')}', '{keys.events('%s')}'",
+        )
+    )

@@ -138,4 +138,4 @@ class JobStore:
     ) -> Any:
         named |= {"ttl": self._settings.job_ttl, "stream_length": self._settings.stream_length}
         call = self._redis.register_script(scripts.source(script))
-        return await call(keys.of_job(job_id), scripts.arguments(job_id, data, **named))
+        return await call(keys.of_job(job_id), scripts.arguments(data, id=job_id, **named))

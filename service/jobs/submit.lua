@@ -11,5 +11,5 @@ if ARGV[2] then
   redis.call('SET', INPUTS, ARGV[2])
 end
 event('queued', '{}')
-redis.call('ZADD', QUEUED, time, arg.id)
+redis.call('ZADD', queue(), time, arg.id)
 return redis.call('HGETALL', JOB)

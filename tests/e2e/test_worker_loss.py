@@ -1,9 +1,14 @@
-"""What clients see when the last worker is lost, and when one comes back."""
+"""What clients see when a worker is lost, a hint is lost, or another worker comes."""
 
+import asyncio
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
+from service.jobs.job import Job, new_job_id
+from service.jobs.store import JobStore
+from service.settings import Settings
 from tests.e2e.running import Part, Service, wait_until
 
 SHORT = {"model": "digits", "count": 1, "seed": 5, "sampler": {"name": "ddim", "steps": 10}}
@@ -36,7 +41,7 @@ def test_a_job_of_a_lost_worker_is_tried_again(
 ) -> None:
     service, start_worker = own_service
     worker = start_worker()
-    job = service.submit("/generate", LONG | {"sampler": {"name": "ddpm", "steps": 500}})
+    job = service.submit("/generate", LONG | {"sampler": {"name": "ddpm", "steps": 200}})
     wait_until(lambda: service.get(job)["status"] == "running", "the job to run", limit=20)
     worker.kill_group()
     start_worker()
@@ -44,3 +49,56 @@ def test_a_job_of_a_lost_worker_is_tried_again(
     kinds = [event.event for event in service.events(job)]
     assert kinds.count("retrying") == 1
     assert kinds.count("succeeded") == 1
+
+
+def store_without_a_hint(service: Service, request: dict[str, Any]) -> dict[str, Any]:
+    """A queued job as it stands when the one hint at it was swallowed."""
+    digest = service.client.get("/models/digits").raise_for_status().json()["digest"]
+    job = Job(
+        id=new_job_id(),
+        operation="generate",
+        model="digits",
+        digest=digest,
+        parameters=request,
+        rows=request["count"],
+    )
+
+    async def submit() -> None:
+        store = JobStore(Settings(redis_url=service.redis_url))
+        await store.submit(job)
+        await store.close()
+
+    asyncio.run(submit())
+    return service.client.get(f"/jobs/{job.id}").raise_for_status().json()
+
+
+@pytest.mark.timeout(300)
+def test_a_job_whose_hint_was_swallowed_starts_within_a_second(
+    own_service: tuple[Service, Callable[[], Part]],
+) -> None:
+    service, start_worker = own_service
+    start_worker()
+    service.succeeded(service.submit("/generate", SHORT))  # the first job of a process is slow
+    job = service.succeeded(store_without_a_hint(service, SHORT))
+    assert job["started"] - job["created"] < 1.0
+
+
+@pytest.mark.timeout(300)
+def test_a_second_worker_takes_what_the_first_has_no_room_for(
+    own_service: tuple[Service, Callable[[], Part]],
+) -> None:
+    service, start_worker = own_service
+    start_worker()
+    jobs = [service.submit("/generate", LONG | {"seed": 1})]
+    # Not before its first step is the job among those that the engine counts.
+    next(event for event in service.events(jobs[0]) if event.event == "step")
+    jobs.append(service.submit("/generate", LONG | {"seed": 2}))
+    assert service.get(jobs[1])["status"] == "queued"
+    start_worker()
+    wait_until(lambda: service.get(jobs[1])["status"] == "running", "the second worker")
+    workers = set()
+    for job in jobs:
+        started = next(event for event in service.events(job) if event.event == "started")
+        workers.add(started.json()["worker"])
+        service.client.post(job["links"]["cancel"]).raise_for_status()
+    assert len(workers) == 2

@@ -6,16 +6,8 @@ import scipy.integrate
 import torch
 from numpy.typing import NDArray
 
-from model.pf_ode import (
-    Adaptive,
-    FixedGrid,
-    Flowed,
-    clock,
-    decode,
-    encode,
-    log_snr_at,
-    velocity,
-)
+from model.flow import clock, log_snr_at, velocity
+from model.pf_ode import Adaptive, FixedGrid, Flowed, decode, encode
 from model.process import VPLinear
 from model.query import Condition, run
 from model.samplers import ODE_SOLVERS

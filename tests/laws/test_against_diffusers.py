@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from model.plan import replay
+from model.follow import replay
 from model.process import DiscreteDDPM, VPCosine
 from model.query import Answer, Condition, Query, run
 from model.samplers import ODE_SOLVERS, SAMPLERS

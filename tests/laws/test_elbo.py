@@ -45,9 +45,7 @@ def log_p(network: GaussianMixture) -> Tensor:
     def decoded(u: float, v: Tensor) -> float:
         state = torch.tensor([[[[u]]]], dtype=torch.float64)
         eps = network(state, level, torch.tensor([-1]))
-        query = Query(
-            u=state, log_snr=level, condition=Condition.same(1), image=torch.zeros(1).long()
-        )
+        query = Query(u=state, log_snr=level, condition=Condition.same(1))
         density = network.log_prob(PROCESS, state, PROCESS.t_min).exp()  # the scale of VP is 1
         return float(density * (-_recon(SPEC, v, query, Answer(eps=eps))).exp())
 
@@ -117,7 +115,7 @@ def test_the_decoder_s_masses_sum_to_one() -> None:
         level = torch.tensor([5.0], dtype=torch.float64)
         cos, sin = angle(level)
         u = torch.full((1, 1, 1, 1), x0, dtype=torch.float64) * cos + sin * 0.7
-        query = Query(u=u, log_snr=level, condition=Condition.same(1), image=torch.zeros(1).long())
+        query = Query(u=u, log_snr=level, condition=Condition.same(1))
         answer = Answer(eps=torch.full((1, 1, 1, 1), 0.7, dtype=torch.float64))
         masses = [float((-_recon(SPEC, v[None], query, answer)).exp()) for v in LEVELS]
         assert sum(masses) == pytest.approx(1.0, abs=1e-12)

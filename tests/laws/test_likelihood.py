@@ -112,28 +112,66 @@ def test_log_p_meets_its_tolerance_in_few_and_in_many_dimensions(
     assert 0 < float(gap) / bits < 1.5e-3  # what N(0, I) as the prior costs
 
 
-@pytest.mark.parametrize("shape", [(1, 8, 8), (3, 32, 32)], ids=["64", "3072"])
+# Share of images whose error the estimate must cover. In 64 dimensions it falls short of 95 % at
+# the other tolerances, as its docstring says: not below this.
+SHORT = 0.85
+COVERED = {
+    (1, 8, 8): {1e-3: SHORT, 1e-4: SHORT, 1e-5: 0.95, 1e-6: SHORT, 1e-8: 0.95},
+    (3, 32, 32): dict.fromkeys((1e-2, 1e-3, 1e-4, 1e-5, 1e-6, 1e-7, 1e-8), 0.95),
+}
+
+
+@pytest.mark.parametrize("shape", sorted(COVERED))
 def test_the_answer_s_own_estimate_covers_the_discretisation_error(
     shape: tuple[int, int, int],
 ) -> None:
-    process, network = VPLinear(t_min=1e-3), mixture(shape=shape)
-    x = draw(network, 60)
+    process, network, count = VPLinear(t_min=1e-3), mixture(shape=shape), 40
+    x = draw(network, count)
 
     def solved(tolerance: float) -> LogLikelihood:
         solver = Adaptive(tolerance=tolerance, max_calls=100_000)
         operation = log_likelihood(
-            process, x, Condition.same(60), solver, Exact(), torch.arange(60)
+            process, x, Condition.same(count), solver, Exact(), torch.arange(count)
         )
         return run(operation, denoiser(network))
 
-    found = solved(1e-5)
-    true = (found.log_likelihood - solved(1e-10).log_likelihood).abs()
-    estimate = found.discretization_error
-    covered = float((estimate >= true).double().mean())
-    ratio = float(estimate.median() / true.median())
-    print(f"D={math.prod(shape)}: covers {covered:.0%}, median estimate {ratio:.1f} × the error")
-    assert covered >= 0.95
-    assert ratio <= 10
+    truth = solved(1e-10).log_likelihood
+    for tolerance, share in COVERED[shape].items():
+        found = solved(tolerance)
+        true, estimate = (found.log_likelihood - truth).abs(), found.discretization_error
+        covered = float((estimate >= true).double().mean())
+        ratio = float(estimate.median() / true.median())
+        print(f"D={math.prod(shape)}, {tolerance}: covers {covered:.0%}, {ratio:.1f} × the error")
+        assert covered >= share
+        assert ratio <= 10
+
+
+SEEDS = 100
+
+
+def probed(images: Tensor, probes: int) -> LogLikelihood:
+    """The same images under 100 seeds, all in one operation: row ``i * 100 + seed``."""
+    process = VPLinear(t_min=1e-3)
+    return solve(process, images.repeat_interleave(SEEDS, 0), tolerance=1e-3, probes=probes)
+
+
+def test_eight_probes_come_within_their_error_in_95_of_100_seeds() -> None:
+    """4 standard errors plus the answer's discretisation error, about the closed form."""
+    process, x = VPLinear(t_min=1e-3), draw(NETWORK, 2)
+    found = probed(x, 8)
+    truth = NETWORK.log_prob(process, x, process.t_min).repeat_interleave(SEEDS)
+    off = (with_exact_prior(process, found) - truth).abs()
+    within = off <= 4.0 * found.probe_error + found.discretization_error
+    assert (within.reshape(2, SEEDS).sum(1) >= 95).all()
+    assert float((off > found.probe_error).double().mean()) > 0.1  # not by being idly wide
+
+
+def test_the_error_itself_shrinks_with_the_square_root_of_the_probes() -> None:
+    process, x = VPLinear(t_min=1e-3), draw(NETWORK, 2)
+    exact = solve(process, x, tolerance=1e-3).log_likelihood.repeat_interleave(SEEDS)
+    few, many = ((probed(x, k).log_likelihood - exact).square().mean().sqrt() for k in (2, 8))
+    # 200 draws know each root mean square to 5 %, and the ratio to 7 %.
+    assert float(few / many) == pytest.approx(2.0, rel=4 * 0.07)
 
 
 def test_hutchinson_s_standard_error_covers_its_error() -> None:

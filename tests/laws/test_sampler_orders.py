@@ -70,6 +70,28 @@ def test_ode_solver_converges_at_its_order_in_both_directions(name: str, directi
     assert slope(errors) == pytest.approx(ODE_ORDERS[name], abs=0.15)
 
 
+@pytest.mark.parametrize("t_min", [1e-3, 1e-5])
+@pytest.mark.parametrize("name", sorted(SAMPLER_ORDERS | ODE_ORDERS))
+def test_on_a_grid_uniform_in_t_more_steps_still_bring_a_smaller_error(
+    name: str, t_min: float
+) -> None:
+    """`pytest -rP -k uniform_in_t` prints the slopes that docs/mathematics.md shows."""
+    process, counts = VPLinear(t_min=t_min), STEPS[:3]
+    errors = []
+    for n in counts:
+        times = grids.uniform(process, n + 1)
+        if name == "reversible":
+            times = times.flip(0)
+        plan = (SAMPLERS | ODE_SOLVERS)[name](process, times)
+        end = V if plan.end is None else marginal_variance(process, plan.end, V)
+        start = marginal_variance(process, plan.start, V)
+        found = final_variance(plan, V, start, paired=name == "reversible")
+        errors.append(abs(math.sqrt(found) - math.sqrt(end)))
+    fitted = -float(np.polyfit(np.log(counts), np.log(errors), 1)[0])
+    print(f"{name}, t_min {t_min}: {fitted:.2f}")
+    assert errors[0] > errors[1] > errors[2]
+
+
 def test_ddim_with_eta_one_is_ancestral_sampling() -> None:
     process = VPLinear(t_min=1e-3)
     times = grids.uniform(process, 50)

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from model import grids
+from model.follow import replay
 from model.noise import Stream, normal
-from model.plan import Plan, replay
+from model.plan import Plan
 from model.process import VPLinear
 from model.query import Answer, Condition, Query, run
 from model.samplers import ODE_SOLVERS, SAMPLERS

@@ -1,6 +1,11 @@
+import dataclasses
+from pathlib import Path
+
 import pytest
 import torch
 
+import model
+from model import checkpoint
 from model.denoiser import REPRODUCIBLE_ROWS, Denoiser
 from model.noise import Stream, normal, rademacher
 from model.query import UNCONDITIONAL, Condition, Query
@@ -26,7 +31,6 @@ def query(rows: int, *, first: int = 0, **options: object) -> Query:
         "u": normal(keys, Stream.PRIOR, 0, SHAPE),
         "log_snr": torch.linspace(-5, 5, 64, dtype=torch.float64)[keys % 64],
         "condition": Condition.same(rows, 1),
-        "image": torch.arange(rows),
     }
     return Query(**(settings | options))  # type: ignore[arg-type]
 
@@ -46,6 +50,28 @@ def test_reproducible_rows_are_the_same_to_the_bit_in_any_company(
         assert alone.products is not None
         assert crowd.products is not None
         assert torch.equal(crowd.products[:1], alone.products)
+
+
+def test_a_row_of_the_shipped_network_is_the_same_to_the_bit_at_every_place_in_the_bucket() -> None:
+    shipped = checkpoint.load(Path(model.__file__).parent / "zoo" / "digits.safetensors").denoiser()
+    others, rows = torch.arange(1, REPRODUCIBLE_ROWS), REPRODUCIBLE_ROWS
+    answers = []
+    for place in range(rows):
+        keys = torch.cat((others[:place], torch.tensor([0]), others[place:] + 100 * place))
+        asked = Query(
+            u=normal(keys, Stream.PRIOR, 0, SHAPE)
+            * torch.where(keys == 0, 1.0, 50.0)[:, None, None, None],
+            log_snr=(keys % 7 - 3).double(),
+            condition=Condition.same(rows),
+            probes=rademacher(keys, Stream.PROBE, 0, (2, *SHAPE)),
+            reproducible=True,
+        )
+        plain = shipped(dataclasses.replace(asked, probes=None))
+        probed = shipped(asked)
+        assert probed.products is not None
+        answers.append((plain.eps[place], probed.eps[place], probed.products[place]))
+    for answer in answers[1:]:
+        assert all(map(torch.equal, answer, answers[0]))
 
 
 def test_guidance_mixes_the_conditional_and_the_unconditional_model(unet: Denoiser) -> None:
@@ -87,7 +113,6 @@ def test_closed_form_trace_is_the_jacobian_s(label: int) -> None:
         u=u,
         log_snr=log_snr,
         condition=Condition.same(2, None if label < 0 else label),
-        image=torch.arange(2),
         exact_trace=True,
     )
     found = denoiser(network)(asked).trace

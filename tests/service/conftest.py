@@ -12,7 +12,7 @@ from service.jobs import keys
 from service.jobs.lease import Claim, WorkerStore
 from service.jobs.store import JobStore
 from service.settings import Settings
-from tests.service.helpers import CARDS, LIMIT, until
+from tests.service.helpers import CARDS, LIMIT, ROOMS, until
 
 
 @pytest.fixture
@@ -62,9 +62,9 @@ async def client(settings: Settings, worker: WorkerStore) -> AsyncIterator[httpx
 
 @pytest.fixture
 def queued(redis_url: str) -> Iterator[Callable[[], list[str]]]:
-    """`queued()`: the ids of the jobs that wait, longest first."""
+    """`queued()`: the ids of the jobs that wait, in the order in which they are next."""
     with redis.Redis.from_url(redis_url, decode_responses=True) as client:
-        yield lambda: client.zrange(keys.QUEUED, 0, -1)
+        yield lambda: [job for queue in keys.QUEUED.values() for job in client.zrange(queue, 0, -1)]
 
 
 @pytest.fixture
@@ -75,8 +75,8 @@ def serve_one(
     threads: list[threading.Thread] = []
 
     def run(work: Callable[[Claim], None]) -> None:
-        waiting = until(queued)
-        claim = worker.claim(waiting[0], [card["digest"] for card in CARDS])
+        until(queued)
+        claim = worker.claim([card["digest"] for card in CARDS], ROOMS)
         assert claim is not None
         work(claim)
 

@@ -5,7 +5,9 @@ from collections.abc import Callable
 from typing import Any
 
 from service.jobs.job import Job, new_job_id
+from service.jobs.parameters import Priority
 
+ROOMS: dict[Priority, int] = {"interactive": 64, "batch": 64}  # of a worker with nothing to do
 LIMIT = 10.0  # seconds that a test waits for anything
 
 

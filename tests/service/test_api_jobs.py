@@ -15,7 +15,7 @@ from httpx_sse import ServerSentEvent, aconnect_sse
 from service.api import create_app
 from service.jobs.lease import Claim, WorkerStore
 from service.settings import Settings, SettingsError
-from tests.service.helpers import CARDS, LIMIT, until
+from tests.service.helpers import CARDS, LIMIT, ROOMS, until
 
 pytestmark = pytest.mark.anyio
 
@@ -27,8 +27,10 @@ async def submitted(client: httpx.AsyncClient) -> str:
 
 
 async def claimed(client: httpx.AsyncClient, worker: WorkerStore) -> Claim:
-    claim = worker.claim(await submitted(client), ["sha256:digits"])
+    job_id = await submitted(client)
+    claim = worker.claim(["sha256:digits"], ROOMS)
     assert claim is not None
+    assert claim.job.id == job_id
     return claim
 
 
@@ -98,7 +100,7 @@ async def test_canceling_a_running_job_asks_its_worker(
     claim = await claimed(client, worker)
     job = (await client.post(f"/jobs/{claim.job.id}/cancel")).json()
     assert (job["status"], job["cancel_requested"]) == ("running", True)
-    assert claim.renew() == "cancel"
+    assert worker.renew([claim]) == ["cancel"]
 
 
 @pytest.mark.parametrize(
@@ -322,6 +324,9 @@ async def test_the_documentation_describes_the_bodies_of_all_operations(
         assert reference.removeprefix("#/components/schemas/") in schemas
     assert "images" in schemas["InvertRequest"]["required"]
     assert schemas["GenerateParameters"]["properties"]["count"]["default"] == 1
+    for name in ("GenerateParameters", "InvertRequest", "LoglikRequest", "JobView"):
+        assert schemas[name]["properties"]["priority"]["enum"] == ["interactive", "batch"]
+    assert schemas["LoglikRequest"]["properties"]["priority"]["default"] == "interactive"
     assert (await client.get("/docs")).status_code == 200
 
 

@@ -15,7 +15,9 @@ from service.jobs import keys
 from service.jobs.arrays import pack, unpack
 from service.jobs.lease import Claim, WorkerStore
 from service.jobs.parameters import Adaptive, Ddpm, Reversible
+from service.jobs.store import JobStore
 from service.settings import Settings
+from tests.service.helpers import ROOMS
 from tests.service.uploads import GREY, latents, npy, picture, png
 
 pytestmark = pytest.mark.anyio
@@ -113,7 +115,7 @@ async def test_latents_sent_along_set_the_count(client: httpx.AsyncClient, worke
 async def encoded_job(client: httpx.AsyncClient, worker: WorkerStore) -> str:
     """A finished job with three latents."""
     job = (await client.post("/invert", **form({"model": "digits"}, png()))).json()
-    claim = worker.claim(job["id"], ["sha256:digits"])
+    claim = worker.claim(["sha256:digits"], ROOMS)
     assert claim is not None
     claim.put_artifact("latents.safetensors", "application/octet-stream", latents(3))
     claim.succeed({})
@@ -258,6 +260,71 @@ async def test_a_wrong_generate_is_refused_at_its_field(
 ):
     problem = await refused(client.post("/generate", json=body), field, queued)
     assert said in problem["detail"]
+
+
+@pytest.mark.parametrize("operation", ["generate", "invert", "loglik"])
+@pytest.mark.parametrize("priority", ["urgent", "Batch", None, 1])
+async def test_an_unknown_priority_is_refused_by_every_operation(
+    client: httpx.AsyncClient, queued: Queued, operation: str, priority: Any
+):
+    body: dict[str, Any] = {"model": "digits", "priority": priority}
+    if operation != "generate":
+        body["images"] = [base64.b64encode(png()).decode()]
+    problem = await refused(client.post(f"/{operation}", json=body), "priority", queued)
+    assert "'interactive' or 'batch'" in problem["detail"]
+
+
+async def test_a_job_says_its_priority(client: httpx.AsyncClient, queued: Queued):
+    given = [{"priority": "batch"}, {}, {"priority": "interactive"}]
+    jobs = [
+        (await client.post("/generate", json={"model": "digits"} | how)).json() for how in given
+    ]
+    assert [job["priority"] for job in jobs] == ["batch", "interactive", "interactive"]
+    shown = (await client.get(f"/jobs/{jobs[0]['id']}")).json()
+    assert shown["priority"] == "batch"
+    assert queued() == [jobs[1]["id"], jobs[2]["id"], jobs[0]["id"]]
+
+
+HEUN = {"name": "heun", "steps": 10}
+SAMPLES = {"kind": "uniform", "samples": 2}
+
+
+@pytest.mark.parametrize(
+    ("operation", "change", "rows", "calls"),
+    [
+        ("generate", {"count": 3}, 3, 250),
+        ("generate", {"seeds": [5, 6]}, 2, 250),
+        ("generate", {"sampler": {"name": "pf_ode", "solver": HEUN}}, 1, 20),
+        ("invert", {"solver": HEUN}, 2, 40),
+        ("invert", {"solver": {"name": "adaptive", "tolerance": 1e-3}}, 2, 2 * 58),
+        ("invert", {"solver": {"name": "adaptive", "max_calls": 10}}, 2, 20),
+        ("loglik", {}, 2, 58),
+        ("loglik", {"dequantization": SAMPLES}, 4, 58),
+        ("loglik", {"dequantization": None}, 2, 58),
+        ("loglik", {"method": "elbo", "dequantization": SAMPLES}, 2, 64 + 8),
+    ],
+)
+async def test_a_job_is_stored_with_its_rows_and_the_calls_that_they_will_take(
+    client: httpx.AsyncClient,
+    store: JobStore,
+    operation: str,
+    change: dict[str, Any],
+    rows: int,
+    calls: int,
+):
+    images = () if operation == "generate" else (png(), png())
+    answer = await client.post(f"/{operation}", **form({"model": "digits"} | change, *images))
+    assert answer.status_code == 202, answer.json()
+    job = await store.get(answer.json()["id"])
+    assert job is not None
+    assert (job.rows, job.calls) == (rows, calls)
+
+
+async def test_latents_occupy_a_row_each(client: httpx.AsyncClient, store: JobStore):
+    answer = await client.post("/generate", **form(DECODE, latents=latents(3)))
+    job = await store.get(answer.json()["id"])
+    assert job is not None
+    assert job.rows == 3
 
 
 async def test_a_number_beyond_all_floats_is_refused(client: httpx.AsyncClient, queued: Queued):

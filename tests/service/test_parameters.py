@@ -39,6 +39,12 @@ def test_latents_are_decoded_by_the_ode_sampler():
     assert isinstance(GenerateParameters.model_validate(body).sampler, PfOde)
 
 
+def test_a_tighter_tolerance_is_expected_to_take_more_calls_up_to_the_limit():
+    expected = [Adaptive(tolerance=10.0**-k).expected_calls for k in range(1, 9)]
+    assert expected == sorted(set(expected))
+    assert Adaptive(tolerance=1e-6, max_calls=100).expected_calls == 100
+
+
 @pytest.mark.parametrize(
     ("operation", "body", "field"),
     [
@@ -55,6 +61,7 @@ def test_latents_are_decoded_by_the_ode_sampler():
         ("generate", {"sampler": {"name": "ddim", "eta": 1.5}}, "sampler"),
         ("generate", {"init": {"latents": {}}}, "init"),
         ("generate", {"format": "gif"}, "format"),
+        ("generate", {"priority": "urgent"}, "priority"),
         ("generate", {"colour": "red"}, "colour"),
         ("invert", {"solver": {"name": "adaptive", "tolerance": 1.0}}, "solver"),
         ("invert", {"seed": 1}, "seed"),

@@ -13,7 +13,7 @@ from service.jobs.job import Job, Status
 from service.jobs.lease import Claim, LeaseLost, WorkerStore
 from service.jobs.store import FROM_THE_START, Event, JobStore
 from service.settings import Settings
-from tests.service.helpers import a_job, until
+from tests.service.helpers import ROOMS, a_job, until
 
 pytestmark = pytest.mark.anyio
 
@@ -26,8 +26,8 @@ async def all_events(store: JobStore, job: Job, after: str = FROM_THE_START) -> 
 
 
 async def claimed(store: JobStore, worker: WorkerStore, inputs: bytes | None = None) -> Claim:
-    job = await store.submit(a_job(), inputs)
-    claim = worker.claim(job.id, SERVED)
+    await store.submit(a_job(), inputs)
+    claim = worker.claim(SERVED, ROOMS)
     assert claim is not None
     return claim
 
@@ -63,7 +63,6 @@ async def test_a_job_submitted_twice_is_stored_once(store: JobStore):
 async def test_an_unknown_job_is_none_to_everyone(store: JobStore, worker: WorkerStore):
     assert await store.get("nobody") is None
     assert await store.cancel("nobody") is None
-    assert worker.claim("nobody", SERVED) is None
     assert await store.artifact("nobody", "0.png") is None
 
 
@@ -108,17 +107,17 @@ async def test_a_worker_does_not_get_a_job_of_another_checkpoint(
     store: JobStore, worker: WorkerStore, queued: Callable[[], list[str]]
 ):
     job = await store.submit(a_job())
-    assert worker.claim(job.id, ["sha256:other"]) is None
+    assert worker.claim(["sha256:other"], ROOMS) is None
     assert queued() == [job.id]
 
 
 async def test_of_many_claims_at_once_exactly_one_wins(store: JobStore, worker: WorkerStore):
-    job = await store.submit(a_job())
+    await store.submit(a_job())
     gate = threading.Barrier(16)
 
     def claim(_: int) -> Claim | None:
         gate.wait()
-        return worker.claim(job.id, SERVED)
+        return worker.claim(SERVED, ROOMS)
 
     with ThreadPoolExecutor(16) as pool:
         won = [claim for claim in pool.map(claim, range(16)) if claim]
@@ -133,7 +132,7 @@ async def test_a_queued_job_is_canceled_at_once(
     assert canceled is not None
     assert canceled.status == Status.CANCELED
     assert queued() == []
-    assert worker.claim(job.id, SERVED) is None
+    assert worker.claim(SERVED, ROOMS) is None
     assert [event.type for event in await all_events(store, job)] == ["queued", "canceled"]
 
 
@@ -141,11 +140,11 @@ async def test_renewing_tells_the_worker_that_its_job_is_to_be_canceled(
     store: JobStore, worker: WorkerStore
 ):
     claim = await claimed(store, worker)
-    assert claim.renew() == "held"
+    assert worker.renew([claim]) == ["held"]
     asked = await store.cancel(claim.job.id)
     assert asked is not None
     assert (asked.status, asked.cancel_requested) == (Status.RUNNING, True)
-    assert claim.renew() == "cancel"
+    assert worker.renew([claim]) == ["cancel"]
     claim.cancel("requested")
     ended = await store.get(claim.job.id)
     assert ended is not None
@@ -165,7 +164,7 @@ async def test_a_released_job_waits_again_at_the_same_attempt(
     claim = await claimed(store, worker)
     claim.release("going home")
     assert hints == [claim.job.id]
-    again = worker.claim(claim.job.id, SERVED)
+    again = worker.claim(SERVED, ROOMS)
     assert again is not None
     assert again.job.attempt == 1
     again.succeed({})
@@ -185,7 +184,7 @@ async def test_a_released_job_whose_owner_asked_to_cancel_ends(
 async def test_a_live_lease_is_left_alone(store: JobStore, worker: WorkerStore, quick: WorkerStore):
     claim = await claimed(store, worker)
     assert until(lambda: _took_the_lock(quick)) == "done"
-    assert claim.renew() == "held"
+    assert worker.renew([claim]) == ["held"]
 
 
 def _took_the_lock(worker: WorkerStore) -> str | None:
@@ -201,7 +200,7 @@ async def test_the_reaper_requeues_a_lost_job_then_fails_it_after_the_limit(
     first = await claimed(store, quick, b"in")
     assert until(quick.reap) == 1
     assert hints == [first.job.id]
-    second = quick.claim(first.job.id, SERVED)
+    second = quick.claim(SERVED, ROOMS)
     assert second is not None
     assert (second.job.attempt, second.inputs()) == (2, b"in")
     until(lambda: quick.reap() or _finished(quick, first.job.id))
@@ -233,7 +232,7 @@ async def test_the_reaper_cancels_a_lost_job_that_was_to_be_canceled(
 async def test_a_worker_that_lost_its_lease_writes_nothing(store: JobStore, quick: WorkerStore):
     late = await claimed(store, quick)
     until(quick.reap)
-    assert late.renew() == "lost"
+    assert quick.renew([late]) == ["lost"]
     for write in (
         lambda: late.event("step", {}),
         lambda: late.put_artifact("0.png", "image/png", b"late"),
@@ -244,7 +243,7 @@ async def test_a_worker_that_lost_its_lease_writes_nothing(store: JobStore, quic
     ):
         with pytest.raises(LeaseLost):
             write()
-    owner = quick.claim(late.job.id, SERVED)
+    owner = quick.claim(SERVED, ROOMS)
     assert owner is not None
     with pytest.raises(LeaseLost):
         late.succeed({"by": "late"})
@@ -266,25 +265,6 @@ async def test_ending_twice_writes_one_terminal_event(store: JobStore, worker: W
         claim.fail({})
     events = await store.read_events(claim.job.id, FROM_THE_START, 1)
     assert [event.type for event in events if event.last] == ["succeeded"]
-
-
-async def test_a_queued_job_whose_hint_was_lost_is_hinted_again(
-    store: JobStore, quick: WorkerStore, hints: list[str]
-):
-    job = await store.submit(a_job())
-    until(lambda: quick.reap() or hints)
-    assert hints == [job.id]
-
-
-async def test_there_are_never_more_hints_than_jobs(
-    store: JobStore, quick: WorkerStore, hints: list[str], redis_url: str
-):
-    for _ in range(3):
-        await store.submit(a_job())
-    with redis.Redis.from_url(redis_url) as client:
-        client.rpush(keys.HINTS, "one on its way", "another")
-    until(lambda: quick.reap() or hints)
-    assert len(hints) == 1
 
 
 async def test_models_outlive_the_workers_that_serve_them(store: JobStore, worker: WorkerStore):

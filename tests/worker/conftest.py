@@ -18,16 +18,20 @@ from model.checkpoint import Description
 from model.data import DataSpec
 from model.process import VPLinear
 from service.jobs import keys
+from service.jobs.arrays import unpack
 from service.jobs.job import Job, new_job_id
 from service.jobs.lease import Claim, WorkerStore
+from service.jobs.parameters import PRIORITIES, Priority
 from service.jobs.store import JobStore
 from service.settings import Settings
 from tests.laws.mixture import mixture
 from worker.courier import Courier
 from worker.engine import Engine
+from worker.knee import Curve
 from worker.shelf import ServedModel, Shelf
 
 SHAPE = (1, 4, 4)
+KNEE = 64
 
 
 @pytest.fixture(scope="session")
@@ -55,7 +59,10 @@ def shelf(models: Path) -> Shelf:
 
 @pytest.fixture(scope="session")
 def served(shelf: Shelf) -> ServedModel:
-    return next(iter(shelf.models.values()))
+    """The loaded model, with a curve that no other work on the machine can disturb."""
+    served = next(iter(shelf.models.values()))
+    served.curve = Curve((1, 16, KNEE), (0.001, 0.004, 0.008), gradient_seconds=0.05)
+    return served
 
 
 @pytest.fixture
@@ -123,33 +130,56 @@ class Stopped:
 
 
 @pytest.fixture
-def stopped(shelf: Shelf, client: redis.Redis, redis_url: str) -> Iterator[Stopped]:
+def stopped(
+    shelf: Shelf, served: ServedModel, client: redis.Redis, redis_url: str
+) -> Iterator[Stopped]:
     courier = Courier()
     courier.start()
     yield Stopped(Engine(shelf, courier), courier, client, redis_url)
     courier.stop(5)
 
 
+def rows_of(inputs: bytes | None, parameters: dict[str, Any]) -> int:
+    """The rows that the API gives a job, also where the parameters are wrong."""
+    if inputs is None:
+        return int(parameters.get("count", 1))
+    images = len(next(iter(unpack(inputs)[0].values())))
+    return images * int((parameters.get("dequantization") or {}).get("samples", 1))
+
+
 @pytest.fixture
 def claimed(settings: Settings, store: WorkerStore, served: ServedModel) -> Callable[..., Claim]:
     """`claimed(operation, inputs=…, **parameters)`: a job submitted and claimed."""
+    return claiming(settings, store, served)
+
+
+def claiming(settings: Settings, store: WorkerStore, served: ServedModel) -> Callable[..., Claim]:
+    """Submits and claims jobs for a model."""
 
     async def submit(job: Job, inputs: bytes | None) -> None:
         jobs = JobStore(settings)
         await jobs.submit(job, inputs)
         await jobs.close()
 
-    def claim(operation: str, inputs: bytes | None = None, **parameters: Any) -> Claim:
+    def claim(
+        operation: str,
+        inputs: bytes | None = None,
+        priority: Priority = "interactive",
+        **parameters: Any,
+    ) -> Claim:
         job = Job(
             id=new_job_id(),
             operation=operation,
             model=served.name,
             digest=served.checkpoint.digest,
-            parameters={"model": served.name} | parameters,
+            parameters={"model": served.name, "priority": priority} | parameters,
+            priority=priority,
+            rows=rows_of(inputs, parameters),
         )
         asyncio.run(submit(job, inputs))
-        found = store.claim(job.id, [job.digest])
+        found = store.claim([job.digest], dict.fromkeys(PRIORITIES, 1))
         assert found is not None
+        assert found.job.id == job.id
         return found
 
     return claim

@@ -6,18 +6,21 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from torch import Tensor
 
 from model.analytic import GaussianMixture
+from model.noise import image_seeds
 from model.query import Answer, Query
 from service.jobs.arrays import pack, unpack
 from service.jobs.job import Status
 from service.jobs.lease import Claim
 from tests.laws.mixture import draw
-from tests.worker.conftest import SHAPE, Stopped
-from worker.engine import ROOM
-from worker.shelf import ServedModel
+from tests.worker.conftest import KNEE, SHAPE, Stopped
+from worker.courier import Courier
+from worker.engine import ROOM, Engine
+from worker.shelf import ServedModel, Shelf
 
 Claimed = Callable[..., Claim]
 Points = Callable[[int], Tensor]
@@ -251,25 +254,102 @@ def test_a_job_whose_lease_was_lost_leaves_without_a_word(
     assert stopped.job(claim).status is Status.RUNNING  # for the reaper
 
 
+@pytest.fixture
+def fails_above(
+    served: ServedModel, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[int, Exception], list[int]]:
+    """`fails_above(rows, error)`: network calls of more rows raise it; the sizes of all calls."""
+    answer = type(served.denoiser).__call__
+
+    def install(rows: int, error: Exception) -> list[int]:
+        sizes = []
+
+        def limited(self: object, query: Query) -> Answer:
+            sizes.append(len(query.u))
+            if len(query.u) > rows:
+                raise error
+            return answer(self, query)  # type: ignore[arg-type]
+
+        monkeypatch.setattr(type(served.denoiser), "__call__", limited)
+        return sizes
+
+    return install
+
+
 def test_one_job_s_failure_is_no_other_s(
-    stopped: Stopped, claimed: Claimed, served: ServedModel, monkeypatch: pytest.MonkeyPatch
+    stopped: Stopped, claimed: Claimed, fails_above: Callable[..., list[int]]
 ) -> None:
     good = claimed("generate", count=2, seed=1, sampler=DDPM)
     bad = claimed("generate", count=3, seed=2, sampler=DDPM)
-    answer = type(served.denoiser).__call__
-
-    def fails_for_three_rows(self: object, query: Query) -> Answer:
-        if len(query.u) >= 3:
-            raise RuntimeError("three rows are too many")
-        return answer(self, query)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(type(served.denoiser), "__call__", fails_for_three_rows)
+    fails_above(2, RuntimeError("three rows are too many"))
     stopped.run(good, bad)
     assert stopped.job(good).status is Status.SUCCEEDED
     failed = stopped.job(bad)
     assert failed.status is Status.FAILED
     assert failed.error is not None
     assert "three rows" in failed.error["detail"]
+
+
+def test_a_call_that_runs_out_of_memory_is_halved_from_then_on(
+    stopped: Stopped, claimed: Claimed, fails_above: Callable[..., list[int]]
+) -> None:
+    jobs = [claimed("generate", count=16, seed=seed, sampler=DDPM) for seed in range(4)]
+    sizes = fails_above(40, torch.OutOfMemoryError("64 rows are too many"))
+    stopped.run(*jobs)
+    assert [stopped.job(job).status for job in jobs] == [Status.SUCCEEDED] * 4
+    assert sizes[:3] == [64, 32, 32]
+    assert max(sizes[3:]) == 32
+
+
+def test_what_fails_for_lack_of_memory_alone_says_so(
+    stopped: Stopped, claimed: Claimed, fails_above: Callable[..., list[int]]
+) -> None:
+    claim = claimed("generate", count=4, seed=1, sampler=DDPM)
+    fails_above(3, torch.OutOfMemoryError("four rows are too many"))
+    stopped.run(claim)
+    job = stopped.job(claim)
+    assert job.error is not None
+    assert job.error["title"] == "Out of memory"
+
+
+def test_a_large_job_advances_in_parts_and_comes_back_whole(
+    stopped: Stopped, claimed: Claimed, calls: list[int]
+) -> None:
+    large = claimed("generate", count=100, seed=1, sampler=DDPM, format="npy")
+    stopped.run(large)
+    assert max(calls) <= KNEE
+    assert sum(calls) == 100 * 12
+    alone = claimed(
+        "generate", count=1, seeds=[image_seeds(1, 100)[77]], sampler=DDPM, format="npy"
+    )
+    stopped.run(alone)
+    images, image = (
+        np.load(io.BytesIO(stopped.artifact(claim, "images.npy"))) for claim in (large, alone)
+    )
+    assert len(images) == 100
+    assert np.abs(images[77] - image[0]).max() < 1e-9
+
+
+def test_nothing_stays_behind_when_all_jobs_have_left(
+    stopped: Stopped, claimed: Claimed, points: Points
+) -> None:
+    leaves = claimed("generate", count=40, seed=1, sampler=DDPM)
+    stopped.admit(leaves)
+    stopped.engine.tick()
+    stopped.engine.stop_job(leaves, "cancel")
+    stopped.run(claimed("invert", levels(points(3))), claimed("loglik", levels(points(20)), seed=0))
+    assert stopped.engine.idle
+
+
+def test_guided_rows_count_twice_in_a_call(
+    stopped: Stopped, claimed: Claimed, calls: list[int]
+) -> None:
+    jobs = [
+        claimed("generate", count=16, seed=seed, sampler=DDPM, class_label=1, guidance=3.0)
+        for seed in range(3)
+    ]
+    stopped.run(*jobs)
+    assert max(calls) == KNEE
 
 
 def test_an_answer_that_is_not_finite_fails_its_job_with_the_reason(
@@ -316,10 +396,21 @@ def test_stopping_hands_running_and_waiting_jobs_back(stopped: Stopped, claimed:
 def test_there_is_room_for_new_jobs_only_below_the_limit(
     stopped: Stopped, claimed: Claimed
 ) -> None:
-    assert stopped.engine.has_room()
-    stopped.admit(claimed("generate", count=ROOM, seed=1, sampler=DDPM))
-    assert not stopped.engine.has_room()  # not before its size is known
-    stopped.engine.tick()
-    assert not stopped.engine.has_room()
+    assert stopped.engine.rooms() == {"interactive": ROOM * KNEE, "batch": ROOM * KNEE}
+    stopped.admit(claimed("generate", count=ROOM * KNEE, seed=1, priority="batch", sampler=DDPM))
+    for _ in range(2):
+        assert stopped.engine.rooms() == {"interactive": ROOM * KNEE, "batch": 0}
+        stopped.engine.tick()
+    assert stopped.engine.wait_for_room()
     stopped.run()
-    assert stopped.engine.has_room()
+    assert stopped.engine.rooms()["batch"] == ROOM * KNEE
+
+
+def test_an_engine_of_one_job_at_a_time_takes_no_second(
+    shelf: Shelf, served: ServedModel, claimed: Claimed
+) -> None:
+    engine = Engine(shelf, Courier(), most_jobs=1)
+    assert engine.wait_for_room(0.0)
+    claim = claimed("generate", count=1, seed=1, sampler=DDPM)
+    engine.admit(claim, None)
+    assert not engine.wait_for_room(0.0)

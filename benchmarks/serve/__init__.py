@@ -1,0 +1,1 @@
+"""The running service, measured: `scripts/bench serve` prints the figures as Markdown tables."""

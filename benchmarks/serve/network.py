@@ -1,0 +1,103 @@
+"""What the bare network allows: rows/s of its forward, in a process where nothing else runs.
+
+    python -m benchmarks.serve.network --rows 1 64 --seconds 3
+
+prints rows → rows/s as JSON. The sizes take turns in short slices, so that all of them see the
+same machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from benchmarks.serve.errors import BenchError
+from benchmarks.serve.processes import ROOT, bound, environment, python, say
+
+SLICE = 0.5  # seconds
+TRIALS = 3  # calls before a size is timed
+PROCESS_LIMIT = 300.0
+TIMED = 5.0  # seconds of calls that say what the network allows
+
+
+def rows_a_second(*rows: int, seconds: float) -> dict[int, float]:
+    """Rows/s of the shipped network by batch size, `seconds` each, in its own process.
+
+    Raises BenchError.
+    """
+    arguments = ["--rows", *map(str, rows), "--seconds", str(seconds)]
+    done = subprocess.run(
+        python("benchmarks.serve.network", *arguments),
+        stdout=subprocess.PIPE,
+        cwd=ROOT,
+        env=environment(),
+        start_new_session=True,
+        preexec_fn=bound(),
+        timeout=PROCESS_LIMIT + seconds * len(rows),
+        check=False,
+    )
+    if done.returncode != 0:
+        raise BenchError(f"the forward alone ended with {done.returncode}; its error is above")
+    curve = {int(size): float(value) for size, value in json.loads(done.stdout).items()}
+    say("    forward alone: " + ", ".join(f"{n} rows {v:.0f}/s" for n, v in curve.items()))
+    return curve
+
+
+def images_a_second(rows: int, steps: int) -> float:
+    """Images/s of `steps` calls each that the network allows in batches of `rows`."""
+    return rows_a_second(rows, seconds=TIMED)[rows] / steps
+
+
+def forward(rows: int) -> Callable[[], object]:
+    """A call of the shipped network on `rows` rows, set up as a worker sets it up."""
+    import torch
+
+    import model
+    from model.checkpoint import load
+
+    checkpoint = load(Path(model.__file__).parent / "zoo" / "digits.safetensors")
+    denoiser = checkpoint.denoiser()
+    shape = checkpoint.description.data.shape
+    u = torch.randn(rows, *shape, dtype=denoiser.dtype)
+    log_snr = torch.linspace(-9, 9, rows, dtype=denoiser.dtype)
+    label = torch.full((rows,), -1)
+
+    def call() -> object:
+        with torch.inference_mode():
+            return denoiser.network(u, log_snr, label)
+
+    return call
+
+
+def measure(sizes: Sequence[int], seconds: float) -> dict[int, float]:
+    """Rows/s of each batch size, over `seconds` of each."""
+    calls = {rows: forward(rows) for rows in sizes}
+    for call in calls.values():
+        for _ in range(TRIALS):
+            call()
+    spent = dict.fromkeys(sizes, 0.0)
+    done = dict.fromkeys(sizes, 0)
+    while min(spent.values()) < seconds:
+        for rows, call in calls.items():
+            began = time.perf_counter()
+            while (passed := time.perf_counter() - began) < min(SLICE, seconds):
+                call()
+                done[rows] += rows
+            spent[rows] += passed
+    return {rows: done[rows] / spent[rows] for rows in sizes}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--rows", type=int, nargs="+", required=True)
+    parser.add_argument("--seconds", type=float, required=True)
+    given = parser.parse_args()
+    print(json.dumps(measure(given.rows, given.seconds)))
+
+
+if __name__ == "__main__":
+    main()

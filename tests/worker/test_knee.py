@@ -1,0 +1,310 @@
+import dataclasses
+import hashlib
+import json
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from model.checkpoint import Checkpoint, load
+from model.denoiser import Denoiser
+from worker import knee
+from worker.knee import LIMIT, SIZES, WITHIN, Curve, Curves, measure
+from worker.shelf import SHIPPED
+
+
+class Device:
+    """A pretended device: `call` seconds up to `saturation` rows, proportional beyond."""
+
+    def __init__(self, *, saturation: int, call: float = 0.001) -> None:
+        self.saturation, self.call = saturation, call
+        self.calls: list[int] = []
+
+    def truth(self, rows: int) -> float:
+        return self.call * max(1.0, rows / self.saturation)
+
+    def __call__(self, rows: int) -> float:
+        self.calls.append(rows)
+        return self.truth(rows)
+
+
+@pytest.mark.parametrize("saturation", SIZES)
+def test_the_knee_is_where_the_device_saturates(saturation: int) -> None:
+    device = Device(saturation=saturation)
+    curve = measure(device)
+    assert curve.knee == saturation
+    assert curve.seconds == pytest.approx([device.truth(rows) for rows in curve.rows])
+
+
+def test_measuring_ends_when_rows_did_not_get_cheaper_twice() -> None:
+    assert measure(Device(saturation=16)).rows == (1, 2, 4, 8, 16, 32, 64)
+
+
+def test_single_sizes_that_are_slow_do_not_end_the_measuring() -> None:
+    device = Device(saturation=64)
+    curve = measure(lambda rows: device(rows) * (5.0 if rows in (4, 16) else 1.0))
+    assert curve.knee == 64
+
+
+def test_gains_of_less_than_five_percent_do_not_move_the_knee() -> None:
+    curve = measure(lambda rows: 0.001 * rows * (1.0 - 0.9 * WITHIN) ** (rows > 4))
+    assert curve.knee == 1
+
+
+def test_gains_that_add_up_to_five_percent_move_it() -> None:
+    costs = {1: 1.0, 2: 0.97, 4: 0.94, 8: 0.93, 16: 0.93}
+    curve = measure(lambda rows: 0.001 * rows * costs[rows])
+    assert curve.knee == 2  # 0.93 is within 5 % of 0.97, not of 1
+
+
+def test_a_slow_network_is_measured_for_a_limited_time() -> None:
+    device = Device(saturation=4, call=0.3)
+    spent = 0.0
+
+    def seconds_of(rows: int) -> float:
+        nonlocal spent
+        spent += device(rows)
+        return device.truth(rows)
+
+    curve = measure(seconds_of)
+    assert len(curve.rows) < len(SIZES)
+    uncounted, last = device.truth(1), 2 * device.truth(curve.rows[-1])
+    assert spent <= LIMIT + uncounted + last
+
+
+def test_calls_of_many_seconds_are_made_once() -> None:
+    device = Device(saturation=1, call=5.0)
+    assert measure(device).rows == (1,)
+    assert device.calls == [1, 1]  # the very first is not counted
+
+
+def test_warming_up_is_not_part_of_the_curve() -> None:
+    device = Device(saturation=32)
+    seen: set[int] = set()
+
+    def seconds_of(rows: int) -> float:
+        warm = rows in seen
+        seen.add(rows)
+        return device(rows) * (1.0 if warm else 50.0)
+
+    assert measure(seconds_of) == measure(device)
+
+
+def test_a_hiccup_now_and_then_does_not_move_the_curve() -> None:
+    device = Device(saturation=32)
+
+    def seconds_of(rows: int) -> float:
+        return device(rows) * (20.0 if len(device.calls) % 4 == 0 else 1.0)
+
+    assert measure(seconds_of).seconds == pytest.approx(measure(device).seconds)
+
+
+def test_a_device_without_memory_for_a_size_is_measured_up_to_it() -> None:
+    device = Device(saturation=256)
+
+    def seconds_of(rows: int) -> float:
+        if rows > 32:
+            raise torch.OutOfMemoryError("full")
+        return device(rows)
+
+    def gradient() -> float:
+        raise torch.OutOfMemoryError("full")
+
+    curve = measure(seconds_of, gradient)
+    assert curve.rows[-1] == curve.knee == 32
+    assert curve.gradient_seconds is None
+
+
+def test_a_network_that_fails_at_a_single_row_is_an_error() -> None:
+    def seconds_of(rows: int) -> float:
+        raise torch.OutOfMemoryError("full")
+
+    with pytest.raises(torch.OutOfMemoryError):
+        measure(seconds_of)
+
+
+def test_a_call_between_two_sizes_costs_what_lies_between() -> None:
+    curve = Curve((1, 4, 16), (1.0, 1.3, 2.5))
+    assert [curve.seconds_for(rows) for rows in (1, 4, 16)] == pytest.approx([1.0, 1.3, 2.5])
+    assert curve.seconds_for(3) == pytest.approx(1.2)
+    assert curve.seconds_for(10) == pytest.approx(1.9)
+
+
+def test_a_call_past_the_last_size_costs_in_proportion() -> None:
+    assert Curve((1, 16), (1.0, 2.5)).seconds_for(64) == pytest.approx(10.0)
+
+
+CURVE = Curve((1, 2, 4), (0.5, 0.25 / 3, 1e-4), 2.5)
+
+
+@pytest.mark.parametrize("curve", [CURVE, Curve((1,), (1.0,)), Curve((1,), (1.0,), 2.0, True)])
+def test_a_curve_survives_json(curve: Curve) -> None:
+    assert Curve.from_json(json.loads(json.dumps(curve.to_json()))) == curve
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"rows": [1, 2]},
+        {"rows": []},
+        {"rows": [2, 1, 4]},
+        {"seconds": [0.5, 0.0, 1.0]},
+        {"seconds": [0.5, float("nan"), 1.0]},
+        {"seconds": None},
+        {"gradient_seconds": -1.0},
+    ],
+)
+def test_what_cannot_have_been_measured_is_no_curve(change: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match="not a curve"):
+        Curve.from_json(CURVE.to_json() | change)
+
+
+# Kept curves
+
+
+@pytest.fixture(scope="module")
+def checkpoint() -> Checkpoint:
+    return load(SHIPPED / "digits.safetensors")
+
+
+@pytest.fixture(scope="module")
+def denoiser(checkpoint: Checkpoint) -> Denoiser:
+    return checkpoint.denoiser()
+
+
+class Counted:
+    """Measures nothing, answers `curve`, and counts how often it was asked."""
+
+    def __init__(self, curve: Curve = CURVE) -> None:
+        self.curve, self.times = curve, 0
+
+    def __call__(self, checkpoint: Checkpoint, denoiser: Denoiser) -> Curve:
+        self.times += 1
+        return self.curve
+
+
+def asked(
+    folder: Path | None, checkpoint: Checkpoint, denoiser: Denoiser, measure: Counted
+) -> Curve:
+    """The curve of a process that has just started, on an idle device."""
+    return Curves(folder, measure).of(checkpoint, denoiser, lambda: True)
+
+
+def test_a_curve_is_measured_once(tmp_path: Path, checkpoint: Checkpoint, denoiser: Denoiser):
+    measure = Counted()
+    assert asked(tmp_path, checkpoint, denoiser, measure) == CURVE
+    assert asked(tmp_path, checkpoint, denoiser, measure) == CURVE
+    assert measure.times == 1
+
+
+@pytest.fixture
+def other_threads() -> Iterator[Callable[[], None]]:
+    before = torch.get_num_threads()
+    yield lambda: torch.set_num_threads(before + 1)
+    torch.set_num_threads(before)
+
+
+def test_other_circumstances_are_measured_again(
+    tmp_path: Path,
+    checkpoint: Checkpoint,
+    denoiser: Denoiser,
+    other_threads: Callable[[], None],
+) -> None:
+    measure = Counted()
+    asked(tmp_path, checkpoint, denoiser, measure)
+    other_digest = dataclasses.replace(checkpoint, digest="sha256:0")
+    other_dtype = dataclasses.replace(denoiser, dtype=torch.bfloat16)
+    asked(tmp_path, other_digest, denoiser, measure)
+    asked(tmp_path, checkpoint, other_dtype, measure)
+    other_threads()
+    asked(tmp_path, checkpoint, denoiser, measure)
+    assert measure.times == 4
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"key": 1, "curve": 2}', "\x00"])
+def test_a_broken_file_is_measured_again_and_replaced(
+    content: str,
+    tmp_path: Path,
+    checkpoint: Checkpoint,
+    denoiser: Denoiser,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    measure = Counted()
+    asked(tmp_path, checkpoint, denoiser, measure)
+    (kept,) = (tmp_path / "curves").iterdir()
+    kept.write_text(content)
+    assert asked(tmp_path, checkpoint, denoiser, measure) == CURVE
+    assert kept.name in caplog.text
+    asked(tmp_path, checkpoint, denoiser, measure)
+    assert measure.times == 2
+
+
+def test_a_cache_that_cannot_be_written_is_no_error(
+    tmp_path: Path, checkpoint: Checkpoint, denoiser: Denoiser
+) -> None:
+    (tmp_path / "file").write_text("where a folder should be")
+    assert asked(tmp_path / "file", checkpoint, denoiser, Counted()) == CURVE
+    assert asked(None, checkpoint, denoiser, Counted()) == CURVE
+
+
+def test_what_was_measured_while_others_ran_is_doubtful_and_not_kept(
+    tmp_path: Path, checkpoint: Checkpoint, denoiser: Denoiser
+) -> None:
+    measure = Counted()
+    curves = Curves(tmp_path, measure)
+    assert curves.of(checkpoint, denoiser, lambda: False).doubtful
+    answers = iter([True, False])  # a job begins meanwhile
+    assert curves.of(checkpoint, denoiser, lambda: next(answers)).doubtful
+    assert not curves.of(checkpoint, denoiser, lambda: True).doubtful
+    assert measure.times == 3
+
+
+def test_the_cache_folder_follows_the_xdg_variable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    assert knee.default_cache() == tmp_path / "cache" / "fokker"
+    monkeypatch.setenv("XDG_CACHE_HOME", "relative")
+    assert knee.default_cache() == tmp_path / "home" / ".cache" / "fokker"
+
+
+# The machine itself
+
+
+def test_the_shipped_model_has_a_sane_curve(checkpoint: Checkpoint, denoiser: Denoiser) -> None:
+    curve = knee.measure_checkpoint(checkpoint, denoiser)
+    assert curve.rows == SIZES[: len(curve.rows)]
+    assert curve.knee > 1
+    at_knee = curve.seconds_for(curve.knee) / curve.knee
+    assert at_knee < curve.seconds_for(1)
+    # Eight products cost eight to eleven forwards (DESIGN §3); a busy machine may blur that.
+    assert curve.gradient_seconds is not None
+    assert 2.0 < curve.gradient_seconds / curve.seconds_for(16) < 50.0
+
+
+@pytest.mark.skipif(not Path("/proc/self/schedstat").exists(), reason="Linux's schedstat")
+def test_threads_that_wait_for_a_core_are_noticed() -> None:
+    before = knee._waited()
+    until = time.monotonic() + 0.3
+
+    def work() -> None:
+        while time.monotonic() < until:
+            hashlib.sha256(bytes(1 << 20))  # without the interpreter's lock
+
+    def noticed() -> None:
+        work()
+        waited.append(knee._waited())
+
+    waited: list[float] = []
+    threads = [threading.Thread(target=noticed) for _ in range(2 * (os.cpu_count() or 1))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    # Twice as many threads as cores: each waits half of the time.
+    assert max(waited) - before > 0.3

@@ -1,0 +1,143 @@
+"""The device: the stores of a model's rows, and one network call for many of them.
+
+The only file of the worker that touches the device. It decides nothing: which rows ride in a call
+is the scheduler's choice, what becomes of them the engine's.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from model.denoiser import Denoiser
+from model.query import Answer, Asked, Course, Part, Query, Store, cat_queries
+from service.jobs.parameters import Priority
+from worker import scheduler
+from worker.metrics import FORWARD, GRADIENT
+
+
+class Lane(NamedTuple):
+    """Rows of one lane can share a network call: its model, and what is asked of it."""
+
+    digest: str
+    reproducible: bool
+    divergence: Hashable
+
+    @classmethod
+    def of(cls, digest: str, course: Course[Any]) -> Lane:
+        """The lane that a course goes in."""
+        return cls(digest, course.reproducible, course.divergence)
+
+    @property
+    def call(self) -> str:
+        """The kind of its network calls, as metrics name them."""
+        return FORWARD if self.divergence is None else GRADIENT
+
+
+@dataclass(eq=False, kw_only=True)
+class Ride(scheduler.Part):
+    """Rows of a job's course in a store of the device, for the scheduler to choose."""
+
+    lane: Lane
+    store: Store[Any]
+    part: Part
+
+    def refresh(self) -> None:
+        """Tell the scheduler what the last call has changed."""
+        self.rows = self.part.network_rows
+        self.calls_left = self.part.calls_left
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seen:
+    """What one ride asked in a call, and was told; images: which of the course's rows."""
+
+    ride: Ride
+    images: Tensor
+    query: Query
+    answer: Answer
+    rows: slice
+
+    @property
+    def own(self) -> tuple[Query, Answer]:
+        """The ride's rows of the call."""
+        return self.query.take(self.rows), self.answer.take(self.rows)
+
+
+class Runner:
+    """One model on its device."""
+
+    def __init__(self, digest: str, denoiser: Denoiser) -> None:
+        self._digest = digest
+        self._denoiser = denoiser
+        self._stores: dict[Hashable, Store[Any]] = {}
+        self.seconds = 0.0
+        """What the last network call took."""
+
+    def admit(
+        self, course: Course[Any], size: int, priority: Priority, arrived: float
+    ) -> list[Ride]:
+        """Take the rows of a course in, as rides of at most ``size`` rows."""
+        store = self._stores.get(course.store_key)
+        if store is None:
+            store = self._stores[course.store_key] = course.new_store(self._denoiser.device)
+        lane = Lane.of(self._digest, course)
+        rides = []
+        for first in range(0, course.rows, size):
+            part = store.admit(course, slice(first, min(first + size, course.rows)))
+            rides.append(
+                Ride(
+                    lane=lane,
+                    priority=priority,
+                    arrived=arrived,
+                    rows=part.network_rows,
+                    calls_left=part.calls_left,
+                    store=store,
+                    part=part,
+                )
+            )
+        return rides
+
+    def advance(self, rides: Sequence[Ride]) -> list[Seen]:
+        """One network call for these rides, all of one lane, and one update a store.
+
+        What it raises comes from the call: no ride has moved then.
+        """
+        by_store: dict[Store[Any], list[Ride]] = defaultdict(list)
+        for ride in rides:
+            by_store[ride.store].append(ride)
+        asked: list[Asked[Any]] = [
+            store.ask([ride.part for ride in group]) for store, group in by_store.items()
+        ]
+        query = cat_queries([one.query for one in asked])
+        begin = time.perf_counter()
+        answer = self._denoiser(query)
+        self.seconds = time.perf_counter() - begin
+        seen, first = [], 0
+        for ride in (ride for group in by_store.values() for ride in group):
+            rows = slice(first, first + len(ride.part.images))
+            seen.append(
+                Seen(ride=ride, images=ride.part.images, query=query, answer=answer, rows=rows)
+            )
+            first = rows.stop
+        first = 0
+        for one, store in zip(asked, by_store, strict=True):
+            rows = slice(first, first + len(one.query.log_snr))
+            store.tell(one, answer.take(rows))
+            first = rows.stop
+        for ride in rides:
+            ride.refresh()
+        return seen
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether a call failed for lack of memory, on either kind of device."""
+    return isinstance(error, torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and "not enough memory" in str(error)
+    )
