@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from model.analytic import GaussianMixture, GaussianMixtureConfig
 from model.data import DataSpec
 from model.denoiser import Denoiser
+from model.inference import prepare
 from model.prediction import TO_EPS
 from model.process import PROCESSES, Process
 from model.unet import UNet, UNetConfig
@@ -109,7 +110,7 @@ class Checkpoint:
         """The network ready to answer queries on a device; its weights get no gradients."""
         device = torch.device(device)
         dtype = dtype_of(self.description.architecture)
-        network = self.network.to(device).eval().requires_grad_(False)
+        network = prepare(self.network.to(device).eval().requires_grad_(False), device=device)
         return Denoiser(
             network=network, prediction=self.description.prediction, dtype=dtype, device=device
         )

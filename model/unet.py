@@ -67,6 +67,11 @@ def sinusoid(position: Tensor, width: int) -> Tensor:
     return torch.cat((angles.cos(), angles.sin()), dim=1).to(position.dtype)
 
 
+def silu(x: Tensor) -> Tensor:
+    """x σ(x), in place where no gradient can be asked for: x must be the caller's own."""
+    return F.silu(x, inplace=not torch.is_grad_enabled())
+
+
 class ResidualBlock(nn.Module):
     """GroupNorm → SiLU → conv, + noise level, GroupNorm → SiLU → dropout → conv, + shortcut."""
 
@@ -82,10 +87,10 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Tensor, level: Tensor) -> Tensor:
         """The block on x (rows, inputs, H, W); level (rows, outputs), its own projection."""
-        h = self.conv1(F.silu(self.norm1(x))) + level[:, :, None, None]
-        h = self.conv2(self.dropout(F.silu(self.norm2(h))))
-        out: Tensor = self.shortcut(x) + h
-        return out
+        h: Tensor = self.conv1(silu(self.norm1(x)))
+        h.add_(level[:, :, None, None])  # no gradient needs a convolution's own output
+        h = self.conv2(self.dropout(silu(self.norm2(h))))
+        return h.add_(self.shortcut(x))
 
 
 class Attention(nn.Module):
@@ -127,7 +132,8 @@ class Block(nn.Module):
 class UNet(nn.Module):
     """Maps (u (rows, C, H, W), log_snr (rows,), label (rows,) int64) to a prediction shaped as u.
 
-    label −1 is the unconditional model. Input and output are in the network's own dtype.
+    label −1 is the unconditional model. Input and output are in the dtype of the embedding's
+    weights; convolutions, norms and attention may be of another (`model.inference.prepare`).
     """
 
     def __init__(self, config: UNetConfig) -> None:
@@ -191,9 +197,10 @@ class UNet(nn.Module):
         if self.classes is not None:
             label = torch.where(label < 0, self.config.classes, label)
             embedding = embedding + self.classes(label)
-        levels = iter(self.levels(F.silu(embedding)).split(self.widths, dim=1))
+        dtype = self.stem.weight.dtype
+        levels = iter(self.levels(F.silu(embedding)).to(dtype).split(self.widths, dim=1))
         # Blocks take their projections in the order of `modules()`: down, middle, up.
-        h = self.stem(u)
+        h = self.stem(u.to(dtype))
         skips = [h]
         for level, stage in enumerate(self.down.children()):
             for block in stage.children():
@@ -210,5 +217,5 @@ class UNet(nn.Module):
                 h = block(torch.cat((h, skips.pop()), dim=1), next(levels))
             if level < len(self.upsample):
                 h = self.upsample[level](F.interpolate(h, scale_factor=2.0, mode="nearest"))
-        out: Tensor = self.head(F.silu(self.norm(h)))
-        return out
+        out: Tensor = self.head(silu(self.norm(h)))
+        return out.to(u.dtype)

@@ -16,6 +16,7 @@ from collections.abc import Callable
 import redis
 
 from service.jobs.lease import Claim, LeaseLost
+from worker.threads import use_one_core
 
 log = logging.getLogger(__name__)
 
@@ -58,6 +59,7 @@ class Courier:
             return list(self._waiting)
 
     def _run(self) -> None:
+        use_one_core()
         while (item := self._queue.get()) is not None:
             claim, delivery = item
             if claim not in self._lost:

@@ -33,6 +33,7 @@ from worker.reports import Report, Reports
 from worker.runner import Lane, Ride, Runner, Seen, is_out_of_memory
 from worker.scheduler import Scheduler
 from worker.shelf import ModelError, ServedModel, Shelf
+from worker.threads import use_all_cores
 
 log = logging.getLogger(__name__)
 
@@ -248,6 +249,7 @@ class Engine:
     # The engine's thread
 
     def _run(self) -> None:
+        use_all_cores()
         try:
             while True:
                 with self._changed:

@@ -25,6 +25,7 @@ from worker.engine import Engine
 from worker.knee import Curves, default_cache
 from worker.metrics import Metrics
 from worker.shelf import SHIPPED, Shelf
+from worker.threads import use_one_core
 
 log = logging.getLogger(__name__)
 
@@ -74,6 +75,7 @@ class Claimer:
             self._thread.join()
 
     def _run(self) -> None:
+        use_one_core()
         while not self._stopping.is_set():
             self._woken.clear()
             try:
@@ -162,6 +164,7 @@ def run_worker(settings: Settings) -> int:
 
     Returns the exit code: not 0 when the worker ended by a failure.
     """
+    use_one_core()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     metrics = Metrics()
     shelf = Shelf(

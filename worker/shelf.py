@@ -26,6 +26,7 @@ from model.denoiser import Denoiser
 from worker.header import Header, read_header
 from worker.knee import Curve, Curves
 from worker.metrics import Metrics
+from worker.threads import use_all_cores
 
 SHIPPED = Path(model.__file__).parent / "zoo"
 
@@ -287,6 +288,7 @@ class Shelf:
 
     def _load_wanted(self) -> None:
         """Load what is wanted, one by one, until nothing is or the next one does not fit."""
+        use_all_cores()
         while (header := self._next()) is not None:
             self._load(header)
 
@@ -341,6 +343,7 @@ class Shelf:
 
     def _measure_again(self) -> None:
         """Measure one doubtful curve again, then see what has been requested meanwhile."""
+        use_all_cores()
         with self._lock:
             served = self._doubtful()
         if served is not None:

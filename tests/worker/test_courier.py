@@ -3,6 +3,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import redis
+import torch
 
 from service.jobs.lease import Claim, LeaseLost
 from tests.worker.conftest import Stopped
@@ -91,3 +92,14 @@ def test_a_claim_is_kept_alive_until_its_last_delivery(
     courier.send(claimed("generate"), done.set)
     assert done.wait(10)
     assert claim not in courier.claims()
+
+
+def test_deliveries_leave_the_cores_to_the_engine(
+    courier: Courier, claimed: Callable[..., Claim]
+) -> None:
+    threads: list[int] = []
+    done = threading.Event()
+    courier.send(claimed("generate"), lambda: threads.append(torch.get_num_threads()))
+    courier.send(claimed("generate"), done.set)
+    assert done.wait(10)
+    assert threads == [1]

@@ -1,0 +1,167 @@
+"""What a serving process does to a network once, when it loads it.
+
+Nothing here changes what a network computes: float32 outputs move by less than 2e-6 of their
+scale, and a checkpoint's keys and shapes stay. It changes how: weights and activations lie
+channels-last, where the convolutions are fastest; group norms that torch's kernel is slow at have
+one of their own; and, where asked and a C++ compiler is there, batches of fixed sizes run compiled.
+`benchmarks/network.py` measures it against diffusers' `UNet2DModel`.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from model.unet import Attention, UNet
+
+SIZES = (1, 4, 16, 64)
+"""Batch sizes that are compiled; a batch between two of them is padded to the larger."""
+
+VECTOR = 8
+"""Channels a group below which torch's channels-last kernel does not fill its vectors."""
+
+LARGE = 1 << 16
+"""Values an input from which fewer passes over it outweigh more calls."""
+
+
+def prepare(
+    network: nn.Module,
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    compile: bool = False,  # noqa: A002
+    sizes: Sequence[int] = SIZES,
+) -> nn.Module:
+    """A U-Net made ready to serve, changed in place; any other network is returned untouched.
+
+    It is called as before, with float32 in and out. dtype: of convolutions, norms and attention;
+    the embedding of the noise level, which spans 1 … 1000, stays float32. Calls without gradients
+    run fastest; with gradients the same weights run eagerly.
+
+    compile: fuse what stands between the convolutions, by `torch.compile` at these sizes only. The
+    first call at a size takes from 20 s. On CUDA the compiled sizes replay CUDA graphs. Rows are
+    then padded or split, so the answer to a row is the same to the bit within one size only.
+
+    Raises ValueError where compile is asked for and `can_compile` says no, or sizes are not
+    positive.
+    """
+    if not isinstance(network, UNet):
+        return network
+    network.eval().requires_grad_(False).to(device)
+    for weight in network.parameters():
+        if weight.ndim == 4:
+            weight.data = weight.data.contiguous(memory_format=torch.channels_last)
+    if dtype != torch.float32:
+        _lower(network, dtype)
+    if not compile:
+        if dtype == torch.float32 and torch.device(device).type == "cpu":
+            _replace_norms(network)
+        return network
+    if not can_compile():
+        raise ValueError(
+            "compiling a network needs a C++ compiler: install g++, name one in CXX, or do not ask "
+            "for it"
+        )
+    return FixedSizes(network, _compiled(network, torch.device(device)), sizes)
+
+
+def can_compile() -> bool:
+    """Whether there is a C++ compiler for `torch.compile` to call."""
+    return any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "clang++"))
+
+
+class ChannelsLastGroupNorm(nn.GroupNorm):
+    """GroupNorm for large channels-last inputs and groups of a few channels, without gradients.
+
+    torch's kernel reads one group at a time: of 48 channels in 8 groups, 6 neighbours. Here all
+    channels of a pixel are summed together, and groups are formed from those few sums.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The norm of x (rows, channels, H, W)."""
+        own = x.numel() >= LARGE and x.is_contiguous(memory_format=torch.channels_last)
+        if torch.is_grad_enabled() or not own:
+            return super().forward(x)
+        rows, channels, height, width = x.shape
+        grouped = (self.num_groups, channels // self.num_groups)
+        pixels = x.permute(0, 2, 3, 1).flatten(1, 2)  # (rows, pixels, channels), no copy
+        moments = torch.stack((pixels.mean(1), pixels.square().mean(1)))
+        mean, square = moments.view(2, rows, *grouped).mean(3, keepdim=True)
+        variance = torch.addcmul(square, mean, mean, value=-1.0).clamp_(min=0.0)
+        scale = (variance + self.eps).rsqrt_() * self.weight.view(grouped)
+        shift = torch.addcmul(self.bias.view(grouped), mean, scale, value=-1.0)
+        out = torch.addcmul(shift.view(rows, 1, channels), pixels, scale.view(rows, 1, channels))
+        return out.view(rows, height, width, channels).permute(0, 3, 1, 2)
+
+
+class FixedSizes(nn.Module):
+    """Runs a network at a few batch sizes only, and as it is where gradients are asked for.
+
+    A batch is split into the largest size; what is left is padded, by its first row, to the
+    smallest size that holds it.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        call: Callable[[Tensor, Tensor, Tensor], Tensor],
+        sizes: Sequence[int],
+    ) -> None:
+        super().__init__()
+        if not sizes or min(sizes) < 1:
+            raise ValueError(f"sizes must be positive and at least one, got {tuple(sizes)}")
+        self.network = network
+        self.call = call
+        self.sizes = tuple(sorted(set(sizes)))
+
+    def forward(self, u: Tensor, log_snr: Tensor, label: Tensor) -> Tensor:
+        """As the network's."""
+        if torch.is_grad_enabled():
+            return cast(Tensor, self.network(u, log_snr, label))
+        pieces = zip(
+            *(torch.split(part, self.sizes[-1]) for part in (u, log_snr, label)), strict=True
+        )
+        return torch.cat([self._padded(piece) for piece in pieces])
+
+    def _padded(self, piece: tuple[Tensor, ...]) -> Tensor:
+        rows = len(piece[0])
+        size = next(size for size in self.sizes if size >= rows)
+        # A CUDA graph's next replay overwrites its output.
+        return self.call(*(_pad(part, size) for part in piece))[:rows].clone()
+
+
+def _pad(part: Tensor, size: int) -> Tensor:
+    if len(part) == size:
+        return part
+    return torch.cat((part, part[:1].expand(size - len(part), *part.shape[1:])))
+
+
+def _compiled(network: UNet, device: torch.device) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    if device.type == "cuda":
+        return torch.compile(network, dynamic=False, mode="reduce-overhead")
+    # Freezing makes the weights constants, which oneDNN then packs once.
+    return torch.compile(network, dynamic=False, options={"freezing": True})
+
+
+def _lower(network: UNet, dtype: torch.dtype) -> None:
+    """Cast all but the embedding of noise level and class; statistics of norms stay float32."""
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d | nn.GroupNorm):
+            module.to(dtype)
+        elif isinstance(module, Attention):
+            module.qkv.to(dtype)
+            module.out.to(dtype)
+
+
+def _replace_norms(network: UNet) -> None:
+    for parent in list(network.modules()):
+        for name, norm in list(parent.named_children()):
+            if type(norm) is nn.GroupNorm and (norm.num_channels // norm.num_groups) % VECTOR:
+                own = ChannelsLastGroupNorm(norm.num_groups, norm.num_channels, norm.eps)
+                own.weight, own.bias = norm.weight, norm.bias
+                setattr(parent, name, own)

@@ -1,0 +1,185 @@
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import model
+from benchmarks.network import adopt, ask_peer, flops, inputs, peer
+from model import checkpoint
+from model.analytic import GaussianMixture, GaussianMixtureConfig
+from model.inference import ChannelsLastGroupNorm, FixedSizes, can_compile, prepare
+from model.unet import UNet, UNetConfig
+
+SHIPPED = Path(model.__file__).parent / "zoo" / "digits.safetensors"
+SMALL = UNetConfig(
+    in_channels=3, channels=(16, 32, 32), attention=(1,), classes=4, head_channels=16
+)
+
+
+def shipped() -> UNet:
+    network = checkpoint.load(SHIPPED).network.eval().requires_grad_(False)
+    assert isinstance(network, UNet)
+    return network
+
+
+def random_network() -> UNet:
+    torch.manual_seed(0)
+    return UNet(SMALL).eval().requires_grad_(False)
+
+
+def assert_same_up_to_rounding(found: Tensor, expected: Tensor) -> None:
+    """Within 2e-6 of the largest value, which is a few times the eps of its float32 terms."""
+    scale = max(1.0, float(expected.abs().max()))
+    torch.testing.assert_close(found, expected, rtol=0, atol=2e-6 * scale)
+
+
+@pytest.mark.parametrize("rows", [1, 16, 64])
+def test_prepared_digits_network_gives_the_plain_one_s_output(rows: int) -> None:
+    plain = shipped()
+    asked = inputs(plain.config, rows, 8)
+    served = prepare(shipped())
+    with torch.no_grad():
+        assert_same_up_to_rounding(served(*asked), plain(*asked))
+
+
+def test_preparing_keeps_the_checkpoint_s_keys_and_values() -> None:
+    before, after = shipped().state_dict(), prepare(shipped()).state_dict()
+    assert list(before) == list(after)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_gradients_go_through_a_prepared_network() -> None:
+    u, log_snr, label = inputs(SMALL, 3, 8)
+
+    def gradient(network: nn.Module) -> Tensor:
+        x = u.clone().requires_grad_(True)
+        (found,) = torch.autograd.grad(network(x, log_snr, label).square().sum(), x)
+        return found
+
+    expected, found = gradient(random_network()), gradient(prepare(random_network()))
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_row_at_one_batch_size_is_the_same_to_the_bit_whatever_stands_beside_it() -> None:
+    served = prepare(shipped())
+    u, log_snr, label = inputs(shipped().config, 16, 8)
+    with torch.no_grad():
+        alone = served(*(part[:1].expand(16, *part.shape[1:]) for part in (u, log_snr, label)))[0]
+        for place in range(16):
+            order = torch.arange(16).roll(place)
+            answer = served(u[order] * 1.0, log_snr[order], label[order])[place]
+            assert torch.equal(answer, alone)
+
+
+def test_a_row_of_the_own_norm_is_the_same_to_the_bit_whatever_stands_beside_it() -> None:
+    norm = ChannelsLastGroupNorm(8, 48)
+    x = torch.randn(64, 48, 8, 8).to(memory_format=torch.channels_last)
+    with torch.no_grad():
+        first = norm(x)
+        for shift in (1, 7, 33):
+            assert torch.equal(norm(x.roll(shift, 0)).roll(-shift, 0), first)
+
+
+@pytest.mark.parametrize("mean", [0.0, 3.0])
+def test_own_norm_is_group_norm(mean: float) -> None:
+    torch.manual_seed(0)
+    plain, own = nn.GroupNorm(8, 48), ChannelsLastGroupNorm(8, 48)
+    for norm in (plain, own):
+        norm.weight.data, norm.bias.data = torch.linspace(0.5, 2, 48), torch.linspace(-1, 1, 48)
+    x = (torch.randn(64, 48, 8, 8) + mean).to(memory_format=torch.channels_last)
+    with torch.no_grad():
+        found, expected = (
+            own(x),
+            nn.functional.group_norm(x.double(), 8, plain.weight.double(), plain.bias.double()),
+        )
+    assert found.is_contiguous(memory_format=torch.channels_last)
+    assert float((found - expected).abs().max()) < 1e-5
+    assert not torch.equal(found, plain(x)), "the own computation did not run"
+
+
+def test_other_networks_are_returned_untouched() -> None:
+    network = GaussianMixture(GaussianMixtureConfig(components=2, shape=(1, 2, 2), variance=0.1))
+    assert prepare(network, dtype=torch.bfloat16, compile=True) is network
+
+
+def test_bf16_takes_and_gives_float32_and_comes_close() -> None:
+    asked = inputs(SMALL, 4, 8)
+    lowered = prepare(random_network(), dtype=torch.bfloat16)
+    with torch.no_grad():
+        expected, found = random_network()(*asked), lowered(*asked)
+    assert found.dtype == torch.float32
+    error = float((found - expected).norm() / expected.norm())
+    assert 1e-5 < error < 0.03
+
+
+class Recorder(nn.Module):
+    """A row's answer is its sum; remembers the sizes it was called at."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes: list[int] = []
+
+    def forward(self, u: Tensor, log_snr: Tensor, label: Tensor) -> Tensor:
+        self.sizes.append(len(u))
+        return u * 2 + log_snr[:, None, None, None] + label[:, None, None, None]
+
+
+@pytest.mark.parametrize(
+    ("rows", "expected"),
+    [(1, [1]), (2, [4]), (4, [4]), (5, [8]), (8, [8]), (9, [8, 1]), (22, [8, 8, 8])],
+)
+def test_batches_are_split_and_padded_to_the_sizes_that_are_compiled(
+    rows: int, expected: list[int]
+) -> None:
+    recorder = Recorder()
+    fixed = FixedSizes(recorder, recorder, (8, 1, 4))
+    asked = inputs(SMALL, rows, 8)
+    with torch.no_grad():
+        found = fixed(*asked)
+    assert recorder.sizes == expected
+    assert torch.equal(found, recorder(*asked))
+
+
+@pytest.mark.parametrize("sizes", [(), (0, 4)])
+def test_impossible_sizes_are_refused(sizes: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="sizes must be positive"):
+        FixedSizes(nn.Identity(), lambda u, log_snr, label: u, sizes)
+
+
+def test_compiling_without_a_compiler_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("CXX", raising=False)
+    with pytest.raises(ValueError, match=r"install g\+\+"):
+        prepare(random_network(), compile=True)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.skipif(not can_compile(), reason="needs a C++ compiler")
+def test_compiled_network_gives_the_plain_one_s_output() -> None:
+    plain = shipped()
+    asked = inputs(plain.config, 3, 8)
+    compiled = prepare(shipped(), compile=True, sizes=(4,))
+    with torch.no_grad():
+        assert_same_up_to_rounding(compiled(*asked), plain(*asked))
+
+
+@pytest.mark.parametrize("attention", [(), (1,)])
+def test_diffusers_network_with_the_same_weights_is_the_same_function(
+    attention: tuple[int, ...],
+) -> None:
+    torch.manual_seed(0)
+    config = UNetConfig(
+        in_channels=3, channels=(16, 32), attention=attention, classes=4, head_channels=16
+    )
+    theirs = peer(config)
+    ours = prepare(copy.deepcopy(adopt(theirs, config)))
+    asked = inputs(config, 4, 8)
+    with torch.no_grad():
+        torch.testing.assert_close(ours(*asked), ask_peer(theirs, *asked), rtol=0, atol=1e-5)
+        work = flops(lambda: ours(*asked)) / flops(lambda: ask_peer(theirs, *asked))
+    assert work == pytest.approx(1.0, abs=0.02)
+    assert sum(w.numel() for w in theirs.parameters()) == sum(w.numel() for w in ours.parameters())
