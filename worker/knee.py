@@ -36,14 +36,14 @@ SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 WITHIN = 0.05
 """A row costs no less when it costs less by no more than this part."""
 
-LIMIT = 2.0
+LIMIT = 4.0
 """Seconds of calls after which no further size is measured."""
 
 PROBES = 8
 """Products a row of the likelihood call that is measured."""
 
 _REPEATS = 7
-_SIZE_SECONDS = 0.1
+_SIZE_SECONDS = 0.3
 """A size is timed up to seven times, and not again once its calls have taken this long."""
 
 _LONG = 0.5

@@ -14,7 +14,7 @@ from model.prediction import x0_from_eps
 from model.query import Answer, Query
 from service.jobs import parameters as p
 
-STEP_INTERVAL = 0.5
+STEP_INTERVAL = 1.0
 """Seconds between two `step` events of a job, at least."""
 
 Report = tuple[str, Callable[[], dict[str, Any]]]

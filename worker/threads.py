@@ -16,9 +16,15 @@ _CORES = torch.get_num_threads()
 
 def use_all_cores() -> None:
     """For the engine's thread, and for one that ends soon."""
-    torch.set_num_threads(_CORES)
+    _use(_CORES)
 
 
 def use_one_core() -> None:
     """For every other thread, before its first tensor operation."""
-    torch.set_num_threads(1)
+    _use(1)
+
+
+def _use(cores: int) -> None:
+    # A thread takes over what any thread set last when it first asks, so it asks before it sets.
+    torch.get_num_threads()
+    torch.set_num_threads(cores)

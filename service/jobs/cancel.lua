@@ -2,6 +2,7 @@
 local status = get('status')
 if status == 'running' then
   redis.call('HSET', JOB, 'cancel_requested', 1)
+  redis.call('SADD', CANCELED, arg.id)
 elseif may_become('canceled') then
   redis.call('HSET', JOB, 'cancel_requested', 1)
   finish('canceled', nil, nil, arg.data)

@@ -13,6 +13,9 @@ QUEUED: Mapping[Priority, str] = {name: f"{PREFIX}queued:{name}" for name in PRI
 RUNNING = PREFIX + "running"
 """Sorted set: ids of the running jobs, scored by when their lease ends (Redis's seconds)."""
 
+CANCELED = PREFIX + "canceled"
+"""Set: ids of the running jobs whose owners ask to stop."""
+
 MODELS = PREFIX + "models"
 """Hash: model name to its card as JSON. It outlives the workers that announced it."""
 
@@ -61,7 +64,7 @@ def worker(worker_id: str) -> str:
 
 def of_all() -> list[str]:
     """The keys that every script of `scripts` gets first, in the order that its prelude has."""
-    return [RUNNING, *(QUEUED[name] for name in PRIORITIES)]
+    return [RUNNING, CANCELED, *(QUEUED[name] for name in PRIORITIES)]
 
 
 def of_job(job_id: str) -> list[str]:

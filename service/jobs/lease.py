@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Literal, cast
 
 import redis
+from redis.commands.core import Script
 
 from service.jobs import keys, scripts
 from service.jobs.job import Job, Status
@@ -47,6 +48,7 @@ class WorkerStore:
         self.settings = settings
         self.hint = hint
         self._redis: redis.Redis = redis.Redis.from_url(settings.require_redis())
+        self._scripts: dict[str, Script] = {}
         self._unanswered: list[str] = []  # tokens of claims that may have been granted
 
     def close(self) -> None:
@@ -61,8 +63,13 @@ class WorkerStore:
         self, script: str, names: Sequence[str], data: bytes | None = None, /, **named: Any
     ) -> Any:
         named |= {"ttl": self.settings.job_ttl, "stream_length": self.settings.stream_length}
-        call = self._redis.register_script(scripts.source(script))
-        return call(names, scripts.arguments(data, **named))
+        return self._script(script)(names, scripts.arguments(data, **named))
+
+    def _script(self, name: str) -> Script:
+        """Registered once: it hashes the script's text."""
+        if name not in self._scripts:
+            self._scripts[name] = self._redis.register_script(scripts.source(name))
+        return self._scripts[name]
 
     def claim(self, digests: Collection[str], rooms: Mapping[Priority, int]) -> "Claim | None":
         """Own the first queued job that this worker can run; None if there is none.
@@ -94,16 +101,21 @@ class WorkerStore:
             return None
         return Claim(self, Job.from_hash(dict(zip(flat[::2], flat[1::2], strict=True))), token)
 
+    def canceled(self) -> frozenset[str]:
+        """The ids of all running jobs whose owners ask to stop."""
+        asked = cast(set[bytes], self._redis.smembers(keys.CANCELED))
+        return frozenset(job_id.decode() for job_id in asked)
+
     def renew(self, claims: Sequence["Claim"]) -> list[Held]:
         """Prolong leases, all in one round trip; what became of each.
 
         "held", "cancel" (held, but its owner asks to stop) or "lost".
         """
-        source = scripts.source("renew")
+        script = self._script("renew")
         try:
-            return self._renew_by(self._redis.register_script(source).sha, claims)
+            return self._renew_by(script.sha, claims)
         except redis.exceptions.NoScriptError:  # of a server that has not seen it yet
-            return self._renew_by(self._redis.script_load(source), claims)
+            return self._renew_by(self._redis.script_load(script.script), claims)
 
     def _renew_by(self, sha: str, claims: Sequence["Claim"]) -> list[Held]:
         with self._redis.pipeline(transaction=False) as batch:

@@ -2,11 +2,11 @@
 -- ARGV[1] is a JSON object of the arguments, ARGV[2] bytes that some scripts store. LEGAL,
 -- PRIORITIES, ARTIFACT, JOB_OF and EVENTS_OF stand above, written by scripts.py from their one
 -- place. Scripts return before they write, or write everything.
-local RUNNING, QUEUED = KEYS[1], {}
+local RUNNING, CANCELED, QUEUED = KEYS[1], KEYS[2], {}
 for place, priority in ipairs(PRIORITIES) do
-  QUEUED[priority] = KEYS[1 + place]
+  QUEUED[priority] = KEYS[2 + place]
 end
-local own = 1 + #PRIORITIES
+local own = 2 + #PRIORITIES
 local JOB, EVENTS, INPUTS = KEYS[own + 1], KEYS[own + 2], KEYS[own + 3]
 local arg = cjson.decode(ARGV[1])
 
@@ -51,6 +51,7 @@ local function finish(target, field, document, data)
   end
   redis.call('ZREM', queue(), arg.id)
   redis.call('ZREM', RUNNING, arg.id)
+  redis.call('SREM', CANCELED, arg.id)
   redis.call('UNLINK', INPUTS)
   redis.call('EXPIRE', JOB, arg.ttl)
   redis.call('EXPIRE', EVENTS, arg.ttl)
