@@ -106,13 +106,32 @@ class Checkpoint:
         """Number of weights."""
         return sum(tensor.numel() for tensor in self.network.state_dict().values())
 
-    def denoiser(self, device: torch.device | str = "cpu") -> Denoiser:
-        """The network ready to answer queries on a device; its weights get no gradients."""
+    def denoiser(
+        self,
+        device: torch.device | str = "cpu",
+        *,
+        precision: torch.dtype = torch.float32,
+        compile: bool = False,  # noqa: A002
+    ) -> Denoiser:
+        """The network ready to answer queries on a device; its weights get no gradients.
+
+        precision, compile: of a second copy for rows that need neither gradients nor to be
+        reproducible; see `model.inference.prepare`, which also says what it raises.
+        """
         device = torch.device(device)
         dtype = dtype_of(self.description.architecture)
         network = prepare(self.network.to(device).eval().requires_grad_(False), device=device)
+        fast = None
+        if precision != torch.float32 or compile:
+            copy = build_network(self.description.architecture)
+            copy.load_state_dict(self.network.state_dict())
+            fast = prepare(copy.eval(), device=device, dtype=precision, compile=compile)
         return Denoiser(
-            network=network, prediction=self.description.prediction, dtype=dtype, device=device
+            network=network,
+            prediction=self.description.prediction,
+            dtype=dtype,
+            device=device,
+            fast=fast,
         )
 
 

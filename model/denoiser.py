@@ -33,12 +33,15 @@ class Denoiser:
 
     prediction: what the network predicts, a name in `model.prediction.TO_EPS`.
     dtype, device: the network's own. Answers are float64 on the query's device.
+    fast: the same network in lower precision or compiled, for rows that need neither gradients
+        nor to be reproducible; the network itself if left out.
     """
 
     network: nn.Module
     prediction: str
     dtype: torch.dtype
     device: torch.device
+    fast: nn.Module | None = None
 
     def __call__(self, query: Query) -> Answer:
         """The answer to a query; rows with guidance cost two."""
@@ -47,7 +50,7 @@ class Denoiser:
         if query.reproducible:
             answer = cat_answers([self._padded(some) for some in rows.split(REPRODUCIBLE_ROWS)])
         else:
-            answer = self._call(rows)
+            answer = self._call(rows, self.fast or self.network)
         condition = query.condition
         if len(condition.guided):
             answer = answer.map(lambda values: _guide(values, condition.guided, condition.guidance))
@@ -55,18 +58,18 @@ class Denoiser:
 
     def _padded(self, rows: _Rows) -> Answer:
         """The answer for at most `REPRODUCIBLE_ROWS` rows from a call of exactly so many."""
-        answer = self._call(rows.padded(REPRODUCIBLE_ROWS))
+        answer = self._call(rows.padded(REPRODUCIBLE_ROWS), self.network)
         return answer.take(slice(len(rows.u)))
 
-    def _call(self, rows: _Rows) -> Answer:
-        """One network call."""
+    def _call(self, rows: _Rows, network: nn.Module) -> Answer:
+        """One network call; with gradients always the network itself."""
         u, log_snr, label = rows.u, rows.log_snr, rows.label
         if rows.probes is None and not rows.exact_trace:
             with torch.no_grad():
-                return Answer(eps=self._eps(u, log_snr, label))
+                return Answer(eps=self._eps(network, u, log_snr, label))
         with torch.enable_grad():
             u = u.detach().requires_grad_(True)
-            eps = self._eps(u, log_snr, label)
+            eps = self._eps(self.network, u, log_snr, label)
             products = None if rows.probes is None else _products(eps, u, rows.probes)
             trace = self._trace(eps, u, log_snr, label) if rows.exact_trace else None
         return Answer(eps=eps.detach(), products=products, trace=trace)
@@ -77,8 +80,8 @@ class Denoiser:
             return self.network.eps_trace(u.detach(), log_snr, label)
         return _trace(eps, u)
 
-    def _eps(self, u: Tensor, log_snr: Tensor, label: Tensor) -> Tensor:
-        out = self.network(u.to(self.dtype), log_snr.to(self.dtype), label)
+    def _eps(self, network: nn.Module, u: Tensor, log_snr: Tensor, label: Tensor) -> Tensor:
+        out = network(u.to(self.dtype), log_snr.to(self.dtype), label)
         return TO_EPS[self.prediction](u, out.double(), log_snr)
 
 

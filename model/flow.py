@@ -178,7 +178,7 @@ class FlowingRows(Store[_Flowing]):
         """See `Store`."""
         selection = self._select(parts)
         phase = torch.tensor(
-            [part.phase for part in parts for _ in part.images], device=self._rows.device
+            [part.phase for part in parts for _ in range(part.rows)], device=self._rows.device
         )
         y, tau = self._solver.ask(selection.slots, phase)
         query = Query(
@@ -228,7 +228,7 @@ class FlowingRows(Store[_Flowing]):
         progress = self._solver.progress(at).to(CPU)
         first = 0
         for part in parts:
-            mine = slice(first, first + len(part.images))
+            mine = slice(first, first + part.rows)
             first = mine.stop
             part.progress = float(progress[mine].min())
             if leaving[mine].any():
@@ -237,7 +237,8 @@ class FlowingRows(Store[_Flowing]):
                 on_device = staying.to(part.active.device)
                 part.active = part.active[on_device]
                 part.condition = part.condition.take(on_device)
-                part.done = len(staying) == 0
+                part.recount()
+                part.done = part.rows == 0
 
     def _note_error(self, at: Tensor, stepped: Stepped) -> None:
         """Add how far a step's local error may have moved log p to the sum of squares.
@@ -281,7 +282,7 @@ class FlowingRows(Store[_Flowing]):
         return norm
 
     def _select(self, parts: Sequence[_Flowing]) -> _Selection:
-        key = tuple((part, len(part.images)) for part in parts)
+        key = tuple((part, part.rows) for part in parts)
         if self._selection is None or self._selection.key != key:
             self._selection = _Selection(
                 key=key,

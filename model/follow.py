@@ -110,11 +110,12 @@ class _Following(Part):
     slots: Tensor
     seeds: Tensor
     script: Tensor  # (calls, 17): the matrix, the scale, the log-SNR
+    length: int
     ahead: int
 
     @property
     def calls_left(self) -> float:
-        return float(self.course.plan.calls - self.calls)
+        return float(self.length - self.calls)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,6 +160,7 @@ class FollowingRows(Store[_Following]):
             slots=slots,
             seeds=course.seeds[rows].to(device),
             script=course.plan.script.to(device),
+            length=course.plan.calls,
             ahead=-self._reach,
         )
 
@@ -195,8 +197,8 @@ class FollowingRows(Store[_Following]):
         self._rows["registers"][selection.slots] = (table * old[:, None]).sum(2)
         for part in asked.parts:
             part.calls += 1
-            part.progress = part.calls / part.course.plan.calls
-            part.done = part.calls == part.course.plan.calls
+            part.progress = part.calls / part.length
+            part.done = part.calls == part.length
 
     def result(self, part: _Following) -> Final:
         """See `Store`."""
@@ -209,7 +211,7 @@ class FollowingRows(Store[_Following]):
 
     def _select(self, parts: Sequence[_Following]) -> _Selection:
         if self._selection is None or self._selection.parts != tuple(parts):
-            counts = torch.tensor([len(part.slots) for part in parts])
+            counts = torch.tensor([part.rows for part in parts])
             self._selection = _Selection(
                 parts=tuple(parts),
                 slots=torch.cat([part.slots for part in parts]),

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Generic, TypeAlias, TypeVar
 
@@ -112,6 +112,8 @@ class Part:
     """Some rows of one course, on their way through a store together.
 
     images: which of the course's rows still ask, int64 on the CPU; condition: of these rows.
+    rows: how many they are; network_rows: how many a network call has for them, since guidance
+    doubles a row.
     calls: network calls made; progress: how far it has come, 0 … 1. done: nothing left to ask.
     """
 
@@ -120,11 +122,16 @@ class Part:
     calls: int = 0
     progress: float = 0.0
     done: bool = False
+    rows: int = field(init=False)
+    network_rows: int = field(init=False)
 
-    @property
-    def network_rows(self) -> int:
-        """Rows of the network call that it takes part in; guidance doubles them."""
-        return len(self.images) + len(self.condition.guided)
+    def __post_init__(self) -> None:
+        self.recount()
+
+    def recount(self) -> None:
+        """Set the counts, when images and condition have changed."""
+        self.rows = len(self.images)
+        self.network_rows = self.rows + len(self.condition.guided)
 
     @property
     def calls_left(self) -> float:
@@ -325,7 +332,7 @@ class _Queries(Store[_Asking]):
     def tell(self, asked: Asked[_Asking], answer: Answer) -> None:
         first = 0
         for part in asked.parts:
-            last = first + len(part.images)
+            last = first + part.rows
             part.answer, part.done, part.calls = answer.take(slice(first, last)), True, 1
             first = last
 

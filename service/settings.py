@@ -54,6 +54,16 @@ class Settings(BaseSettings):
         ge=1,
         description="Jobs that a worker runs at once; as many as it has room for if unset.",
     )
+    precision: Literal["float32", "bfloat16"] = Field(
+        default="float32",
+        description="Of the networks, for rows that need neither gradients nor to be reproducible "
+        "(samplers other than pf_ode).",
+    )
+    compile: bool = Field(
+        default=False,
+        description="Compile the networks for the same rows; needs a C++ compiler, and takes a "
+        "minute and more a model when it is loaded.",
+    )
     model_memory: int | None = Field(
         default=None,
         ge=1,

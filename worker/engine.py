@@ -107,6 +107,7 @@ class Engine:
         self._served: dict[str, ServedModel] = {}
         self._job_of: dict[Ride, ActiveJob] = {}
         self._next_count = 0.0
+        self._evaluated: Counter[tuple[str, str]] = Counter()  # rows of this tick, by labels
         self._reduced: dict[Lane, int] = {}  # capacities that ran out of memory, halved
         self.on_leave: Callable[[], None] = lambda: None
         """Called when a job has left, so that another one may be claimed."""
@@ -272,6 +273,9 @@ class Engine:
             now = time.monotonic()
             for seen in self._advance(rides):
                 self._hand_out(seen, now)
+            for labels, rows in self._evaluated.items():
+                self._metrics.nfe[labels].inc(rows)
+            self._evaluated.clear()
             self._count_waiting(rides, now)
             self._metrics.tick_seconds.observe(time.perf_counter() - begin)
 
@@ -364,7 +368,7 @@ class Engine:
         step = job.reports.step(now, calls, progress)
         if step is not None:
             self._tell(job, step)
-        self._metrics.nfe[job.labels].inc(len(seen.images))
+        self._evaluated[job.labels] += seen.rows.stop - seen.rows.start
         if ride.part.done:
             self._arrive(job, ride)
 

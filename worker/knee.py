@@ -242,10 +242,19 @@ def circumstances(checkpoint: Checkpoint, denoiser: Denoiser) -> dict[str, str |
         "digest": checkpoint.digest,
         "device": _device_name(denoiser.device),
         "dtype": str(denoiser.dtype),
+        "fast": _fast(denoiser),
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
         "fokker": library_version(),
     }
+
+
+def _fast(denoiser: Denoiser) -> str:
+    """What answers plain rows: the network itself, or which copy of it."""
+    if denoiser.fast is None:
+        return "itself"
+    dtypes = sorted({str(weight.dtype) for weight in denoiser.fast.parameters()})
+    return f"{type(denoiser.fast).__name__} {dtypes}"
 
 
 def _device_name(device: torch.device) -> str:

@@ -18,9 +18,10 @@ import redis
 import torch
 from celery import signals
 
+from model.inference import can_compile
 from service.jobs.hints import TASK_NAME, Hinter, make_celery
 from service.jobs.lease import Claim, WorkerStore
-from service.settings import Settings
+from service.settings import Settings, SettingsError
 from worker.courier import Courier
 from worker.engine import Engine
 from worker.knee import Curves, default_cache
@@ -178,6 +179,8 @@ def run_worker(settings: Settings) -> int:
 
     Returns the exit code: not 0 when the worker ended by a failure.
     """
+    if settings.compile and not can_compile():
+        raise SettingsError("FOKKER_COMPILE needs a C++ compiler: install g++, or leave it unset")
     use_one_core()
     sys.setswitchinterval(_SWITCH)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -188,6 +191,8 @@ def run_worker(settings: Settings) -> int:
         budget=settings.model_memory,
         curves=Curves(settings.cache or default_cache()),
         metrics=metrics,
+        precision=getattr(torch, settings.precision),
+        compile=settings.compile,
     )
     if settings.worker_metrics_port is not None:
         metrics.serve(settings.worker_metrics_host, settings.worker_metrics_port)

@@ -121,7 +121,7 @@ class Runner:
         self.seconds = time.perf_counter() - begin
         seen, first = [], 0
         for ride in (ride for group in by_store.values() for ride in group):
-            rows = slice(first, first + len(ride.part.images))
+            rows = slice(first, first + ride.part.rows)
             seen.append(
                 Seen(ride=ride, images=ride.part.images, query=query, answer=answer, rows=rows)
             )

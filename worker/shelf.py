@@ -81,17 +81,21 @@ class Shelf:
         budget: int | None = None,
         curves: Curves | None = None,
         metrics: Metrics | None = None,
+        precision: torch.dtype = torch.float32,
+        compile: bool = False,  # noqa: A002
     ) -> None:
         """Raises `CheckpointError` when the folder has nothing that can be served.
 
         budget: bytes of weights kept loaded, `default_budget` if left out. curves: where costs are
-        measured and kept; they are measured and not kept if left out.
+        measured and kept; they are measured and not kept if left out. precision, compile: see
+        `Checkpoint.denoiser`.
         """
         self.device = device
         self.budget = default_budget(device) if budget is None else budget
         self._folder = folder
         self._curves = curves or Curves()
         self._metrics = metrics or Metrics()
+        self._precision, self._compile = precision, compile
         self._files: dict[Path, tuple[tuple[int, ...], Header | None]] = {}
         self._measured = time.monotonic()
 
@@ -328,7 +332,9 @@ class Shelf:
         checkpoint = load(header.path)
         if checkpoint.digest != header.digest:
             raise CheckpointError(f"{header.path} was replaced: it is now {checkpoint.digest}")
-        denoiser = checkpoint.denoiser(self.device)
+        denoiser = checkpoint.denoiser(
+            self.device, precision=self._precision, compile=self._compile
+        )
         loaded = time.monotonic()
         curve = self._curves.of(checkpoint, denoiser, lambda: self._idle_but_for(header.digest))
         self._metrics.knee_rows[header.name].set(curve.knee)

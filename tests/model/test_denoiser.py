@@ -1,5 +1,6 @@
 import dataclasses
 from pathlib import Path
+from typing import cast
 
 import pytest
 import torch
@@ -7,6 +8,7 @@ import torch
 import model
 from model import checkpoint
 from model.denoiser import REPRODUCIBLE_ROWS, Denoiser
+from model.inference import prepare
 from model.noise import Stream, normal, rademacher
 from model.query import UNCONDITIONAL, Condition, Query
 from model.unet import UNet, UNetConfig
@@ -133,3 +135,21 @@ def test_probing_every_axis_sums_to_the_exact_trace(unet: Denoiser) -> None:
     assert answer.products is not None
     assert answer.trace is not None
     assert float((answer.products * axes).sum()) == pytest.approx(float(answer.trace), rel=1e-4)
+
+
+def test_reproducible_rows_and_gradients_never_see_the_fast_copy(unet: Denoiser) -> None:
+    low = UNet(cast(UNet, unet.network).config).eval().requires_grad_(False)  # other weights
+    both = dataclasses.replace(unet, fast=low)
+    probes = rademacher(torch.arange(3), Stream.PROBE, 0, (2, *SHAPE))
+    for options in ({"reproducible": True}, {"probes": probes}, {"exact_trace": True}):
+        asked = query(3, **options)
+        assert torch.equal(both(asked).eps, unet(asked).eps)
+    assert not torch.allclose(both(query(3)).eps, unet(query(3)).eps, atol=1e-3)
+
+
+def test_plain_rows_in_half_precision_stay_near_the_network(unet: Denoiser) -> None:
+    low = UNet(cast(UNet, unet.network).config)
+    low.load_state_dict(unet.network.state_dict())
+    both = dataclasses.replace(unet, fast=prepare(low, dtype=torch.bfloat16))
+    exact, near = unet(query(8)).eps, both(query(8)).eps
+    assert 1e-5 < float((near - exact).abs().max()) < 0.1 * float(exact.abs().max())
