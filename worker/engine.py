@@ -407,6 +407,7 @@ class Engine:
                 # Nothing is left on the device, so that the shelf may unload the model.
                 self._runners.pop(digest, None)
                 self._served.pop(digest, None)
+                self._metrics.rows_waiting[job.served.name].set(0)
             self._changed.notify_all()
         self.on_leave()
 
