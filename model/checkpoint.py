@@ -122,7 +122,7 @@ class Checkpoint:
         dtype = dtype_of(self.description.architecture)
         network = prepare(self.network.to(device).eval().requires_grad_(False), device=device)
         fast = None
-        if precision != torch.float32 or compile:
+        if isinstance(self.network, UNet) and (precision != torch.float32 or compile):
             copy = build_network(self.description.architecture)
             copy.load_state_dict(self.network.state_dict())
             fast = prepare(copy.eval(), device=device, dtype=precision, compile=compile)

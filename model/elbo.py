@@ -80,12 +80,12 @@ def elbo(
     losses = []
     for i in range(draws):
         noise = normal(seeds, Stream.STEP, i, spec.shape)
-        answer = yield _query(x, noise, log_snr[i], condition, i / (draws + recon_draws))
+        answer = yield _query(x, noise, log_snr[i], condition, i, draws + recon_draws)
         losses.append(0.5 * (noise - answer.eps).square().flatten(1).sum(1))
     recons = []
     for i in range(recon_draws):
         noise = normal(seeds, Stream.STEP, draws + i, spec.shape)
-        query = _query(x, noise, ends[1], condition, (draws + i) / (draws + recon_draws))
+        query = _query(x, noise, ends[1], condition, draws + i, draws + recon_draws)
         answer = yield query
         recons.append(_recon(spec, levels, query, answer))
     curve, recon = torch.stack(losses, dim=1), torch.stack(recons, dim=1)
@@ -119,16 +119,18 @@ def _places(ends: Tensor, steps: int | None, draws: int, seeds: Tensor) -> tuple
 
 
 def _query(
-    x: Tensor, noise: Tensor, log_snr: Tensor, condition: Condition, progress: float
+    x: Tensor, noise: Tensor, log_snr: Tensor, condition: Condition, call: int, calls: int
 ) -> Query:
-    """Ask at x with this noise at this log-SNR."""
+    """Ask at x with this noise at this log-SNR, for the ``call``-th of so many times."""
     level = log_snr.expand(len(x))
     cos, sin = angle(level)
     return Query(
         u=rows(cos, x) * x + rows(sin, x) * noise,
         log_snr=level,
         condition=condition,
-        progress=progress,
+        reproducible=True,
+        progress=call / calls,
+        calls_left=calls - call,
     )
 
 

@@ -229,12 +229,17 @@ class FollowingRows(Store[_Following]):
             return
         some = [part for part in parts if part.calls >= part.ahead + reach // 2]
         for part in some:
-            part.ahead = part.calls
             script = part.script[part.calls : part.calls + reach]
             self._rows["script"][part.slots, : len(script)] = script
-        some = [part for part in some if part.course.plan.noisy]
+        self._draw([part for part in some if part.course.plan.noisy])
+        for part in some:  # last, so that a failure to draw leaves nothing half laid out
+            part.ahead = part.calls
+
+    def _draw(self, some: Sequence[_Following]) -> None:
+        """The noise of the calls to come."""
         if not some:
             return
+        reach = self._reach
         seeds = torch.cat([part.seeds for part in some])
         first = torch.cat([torch.full_like(part.seeds, part.calls) for part in some])
         calls = first[:, None] + torch.arange(reach, device=first.device)

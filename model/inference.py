@@ -44,7 +44,7 @@ def prepare(
     run fastest; with gradients the same weights run eagerly.
 
     compile: fuse what stands between the convolutions, by `torch.compile` at these sizes only. The
-    first call at a size takes from 20 s. On CUDA the compiled sizes replay CUDA graphs. Rows are
+    first call at a size takes from 20 s. Rows are
     then padded or split, so the answer to a row is the same to the bit within one size only.
 
     Raises ValueError where compile is asked for and `can_compile` says no, or sizes are not
@@ -131,8 +131,7 @@ class FixedSizes(nn.Module):
     def _padded(self, piece: tuple[Tensor, ...]) -> Tensor:
         rows = len(piece[0])
         size = next(size for size in self.sizes if size >= rows)
-        # A CUDA graph's next replay overwrites its output.
-        return self.call(*(_pad(part, size) for part in piece))[:rows].clone()
+        return self.call(*(_pad(part, size) for part in piece))[:rows]
 
 
 def _pad(part: Tensor, size: int) -> Tensor:
@@ -143,7 +142,9 @@ def _pad(part: Tensor, size: int) -> Tensor:
 
 def _compiled(network: UNet, device: torch.device) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
     if device.type == "cuda":
-        return torch.compile(network, dynamic=False, mode="reduce-overhead")
+        # Without CUDA graphs: torch keeps theirs to the thread that compiled, and here one thread
+        # loads a network and another runs it.
+        return torch.compile(network, dynamic=False)
     # Freezing makes the weights constants, which oneDNN then packs once.
     return torch.compile(network, dynamic=False, options={"freezing": True})
 

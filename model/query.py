@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Hashable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Generic, TypeAlias, TypeVar
 
@@ -185,7 +185,8 @@ class Query(Course["Answer"]):
     exact_trace: asks for the trace of ∂ε/∂u itself.
     reproducible: the denoiser uses one fixed, padded batch size, since a network's float32 output
         differs by about 1e-6 between batch sizes.
-    progress: how far the operation has come, 0 … 1.
+    progress: how far the operation has come, 0 … 1. calls_left: how often it is going to ask, this
+        query included.
     """
 
     u: Tensor
@@ -195,11 +196,7 @@ class Query(Course["Answer"]):
     exact_trace: bool = False
     reproducible: bool = False
     progress: float = 0.0
-
-    @property
-    def needs_gradient(self) -> bool:
-        """Whether the network's Jacobian is asked for."""
-        return self.exact_trace or self.probes is not None
+    calls_left: float = 1.0
 
     @property
     def divergence(self) -> Hashable:
@@ -208,28 +205,24 @@ class Query(Course["Answer"]):
 
     def take(self, rows: slice) -> Query:
         """The query for these rows alone."""
-        return Query(
+        return replace(
+            self,
             u=self.u[rows],
             log_snr=self.log_snr[rows],
             condition=self.condition.take(rows),
             probes=None if self.probes is None else self.probes[rows],
-            exact_trace=self.exact_trace,
-            reproducible=self.reproducible,
-            progress=self.progress,
         )
 
     def to(self, device: torch.device) -> Query:
         """The same on a device."""
         if self.u.device == device:
             return self
-        return Query(
+        return replace(
+            self,
             u=self.u.to(device),
             log_snr=self.log_snr.to(device),
             condition=self.condition.to(device),
             probes=None if self.probes is None else self.probes.to(device),
-            exact_trace=self.exact_trace,
-            reproducible=self.reproducible,
-            progress=self.progress,
         )
 
     @property
@@ -280,13 +273,12 @@ def cat_queries(queries: Sequence[Query]) -> Query:
     if len(queries) == 1:
         return first
     probes = [query.probes for query in queries if query.probes is not None]
-    return Query(
+    return replace(
+        first,
         u=torch.cat([query.u for query in queries]),
         log_snr=torch.cat([query.log_snr for query in queries]),
         condition=Condition.cat([query.condition for query in queries]),
         probes=torch.cat(probes) if probes else None,
-        exact_trace=first.exact_trace,
-        reproducible=first.reproducible,
     )
 
 
@@ -310,7 +302,7 @@ class _Asking(Part):
 
     @property
     def calls_left(self) -> float:
-        return 1.0
+        return self.query.calls_left
 
 
 class _Queries(Store[_Asking]):

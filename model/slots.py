@@ -43,11 +43,6 @@ class Slots:
         for place in places.tolist():
             heapq.heappush(self._free, place)
 
-    @property
-    def taken(self) -> int:
-        """How many places are in use."""
-        return self._capacity - len(self._free)
-
     def _grow(self) -> None:
         more = max(16, self._capacity)
         for name, tensor in self._tensors.items():

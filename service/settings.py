@@ -57,7 +57,7 @@ class Settings(BaseSettings):
     precision: Literal["float32", "bfloat16"] = Field(
         default="float32",
         description="Of the networks, for rows that need neither gradients nor to be reproducible "
-        "(samplers other than pf_ode).",
+        "(samplers other than pf_ode; never encoding or likelihoods).",
     )
     compile: bool = Field(
         default=False,

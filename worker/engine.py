@@ -46,10 +46,11 @@ ROOM = 4
 
 @dataclass(eq=False, kw_only=True)
 class Arrival:
-    """A claimed job that waits for its model; since: when it was claimed."""
+    """A claimed job before it starts; since: when it was claimed. taken: a thread prepares it."""
 
     claim: Claim
     inputs: bytes | None
+    taken: bool = False
     since: float = field(default_factory=time.monotonic)
 
 
@@ -77,6 +78,11 @@ class ActiveJob:
     def claim(self) -> Claim:
         """The claim that owns the job."""
         return self.arrival.claim
+
+    @property
+    def progress(self) -> float:
+        """How far its rides are on average, 0 … 1."""
+        return sum(ride.part.progress for ride in self.rides) / len(self.rides)
 
     @property
     def age(self) -> float:
@@ -109,6 +115,8 @@ class Engine:
         self._next_count = 0.0
         self._evaluated: Counter[tuple[str, str]] = Counter()  # rows of this tick, by labels
         self._reduced: dict[Lane, int] = {}  # capacities that ran out of memory, halved
+        self.failed = False
+        """Whether its thread ended by a failure."""
         self.on_leave: Callable[[], None] = lambda: None
         """Called when a job has left, so that another one may be claimed."""
 
@@ -167,16 +175,12 @@ class Engine:
     def admit(self, claim: Claim, inputs: bytes | None) -> None:
         """Take over a claimed job with its packed arrays; it starts once its model is loaded."""
         with self._changed:
-            if not self._stopping:
-                self._shelf.pin(claim.job.digest)
-                self._waiting.append(Arrival(claim=claim, inputs=inputs))
-                stopping = False
-            else:
-                stopping = True
-        if stopping:
-            self._courier.send(claim, claim.release)
-        else:
-            self._prepare_waiting()
+            if self._stopping:
+                self._courier.send(claim, claim.release)
+                return
+            self._shelf.pin(claim.job.digest)
+            self._waiting.append(Arrival(claim=claim, inputs=inputs))
+        self._prepare_waiting()
 
     def claims(self) -> list[Claim]:
         """The claims that must be kept alive."""
@@ -189,6 +193,9 @@ class Engine:
             for job in (*self._prepared, *self._active):
                 if job.claim is claim:
                     job.stop = job.stop or (reason, time.monotonic())
+            waiting = next((a for a in self._waiting if a.claim is claim), None)
+        if waiting is not None:
+            self._turn_away(waiting, partial(self._stopped, claim, reason))
 
     @property
     def idle(self) -> bool:
@@ -205,26 +212,18 @@ class Engine:
     def _prepare_waiting(self) -> None:
         """Begin the jobs whose model is loaded; called again when one has been."""
         with self._changed:
-            waiting = list(self._waiting)
+            waiting = [arrival for arrival in self._waiting if not arrival.taken]
         for arrival in waiting:
-            digest = arrival.claim.job.digest
             try:
-                served = self._shelf.request(digest, self._prepare_waiting)
+                served = self._shelf.request(arrival.claim.job.digest, self._prepare_waiting)
             except ModelError as error:
-                if self._leave_waiting(arrival):
-                    self._shelf.unpin(digest)
-                    self._fail(arrival.claim, error)
+                self._turn_away(arrival, partial(self._fail, arrival.claim, error))
                 continue
-            if served is not None and self._leave_waiting(arrival):
+            with self._changed:
+                mine = served is not None and not arrival.taken
+                arrival.taken = arrival.taken or mine
+            if served is not None and mine:
                 self._prepare(arrival, served)
-
-    def _leave_waiting(self, arrival: Arrival) -> bool:
-        """Whether the job was still waiting: of several threads one takes it on."""
-        with self._changed:
-            if arrival not in self._waiting:
-                return False
-            self._waiting.remove(arrival)
-            return True
 
     def _prepare(self, arrival: Arrival, served: ServedModel) -> None:
         job = arrival.claim.job
@@ -240,12 +239,30 @@ class Engine:
                 labels=(job.operation, served.name),
             )
         except Exception as error:
-            self._shelf.unpin(job.digest)
-            self._fail(arrival.claim, error)
+            self._turn_away(arrival, partial(self._fail, arrival.claim, error))
             return
         with self._changed:
-            self._prepared.append(prepared)
+            if arrival in self._waiting:  # nobody stopped it meanwhile
+                self._waiting.remove(arrival)
+                self._prepared.append(prepared)
+                self._changed.notify_all()
+
+    def _turn_away(self, arrival: Arrival, tell: Callable[[], None]) -> None:
+        """Let a job go that has not started, once."""
+        with self._changed:
+            if arrival not in self._waiting:
+                return
+            tell()  # before it is off the list, so that its lease is kept
+            self._waiting.remove(arrival)
             self._changed.notify_all()
+        self._shelf.unpin(arrival.claim.job.digest)
+        self.on_leave()
+
+    def _stopped(self, claim: Claim, reason: str) -> None:
+        """Tell of a job that was stopped; of one that is another worker's now there is no word."""
+        if reason == "cancel":
+            self._courier.send(claim, partial(claim.cancel, "requested"))
+            self._metrics.jobs[claim.job.operation, "canceled"].inc()
 
     # The engine's thread
 
@@ -261,6 +278,7 @@ class Engine:
         except BaseException:
             # Without its engine a worker would keep its leases and do nothing.
             log.critical("the engine failed; the worker stops", exc_info=True)
+            self.failed = True
             os.kill(os.getpid(), signal.SIGTERM)
 
     def tick(self) -> None:
@@ -297,7 +315,10 @@ class Engine:
         for job in prepared:
             self._metrics.queue_wait[job.labels].observe(job.age)
             self._served[job.served.header.digest] = job.served
-            self._board(job)
+            try:
+                self._board(job)
+            except Exception as error:
+                self._drop(job, error)
 
     def _board(self, job: ActiveJob) -> None:
         """Take the course that a job asks for into the device."""
@@ -305,7 +326,11 @@ class Engine:
         runner = self._runners.get(digest)
         if runner is None:
             runner = self._runners[digest] = Runner(digest, job.served.denoiser)
+        if job.course.rows == 0:
+            raise ValueError("there is nothing to compute: the job has no rows")
         size = min(PART, self._capacity(Lane.of(digest, job.course)))
+        if len(job.course.condition.guided):
+            size = max(1, size // 2)
         job.rides = runner.admit(job.course, size, job.claim.job.priority, job.arrival.since)
         job.results = [None] * len(job.rides)
         for ride in job.rides:
@@ -317,60 +342,83 @@ class Engine:
             if job.stop is None:
                 continue
             reason, since = job.stop
-            if reason == "cancel":
-                self._courier.send(job.claim, partial(job.claim.cancel, "requested"))
-                self._metrics.jobs[job.claim.job.operation, "canceled"].inc()
+            self._stopped(job.claim, reason)
             self._leave(job)
             self._metrics.cancel_latency.observe(time.monotonic() - since)
 
     def _advance(self, rides: Sequence[Ride]) -> list[Seen]:
         """One network call; where it fails, smaller ones, down to the job whose fault it is."""
-        lane = rides[0].lane
-        runner = self._runners[lane.digest]
-        rows = sum(ride.rows for ride in rides)
-        try:
-            seen = runner.advance(rides)
-        except Exception as error:
-            if len(rides) == 1:
-                job = self._job_of[rides[0]]
-                self._fail(job.claim, error)
-                self._leave(job)
-                return []
-            if is_out_of_memory(error):
-                self._reduced[lane] = max(1, rows // 2)
-                log.warning("out of memory with %d rows; calls are halved from now on", rows)
+        pending: list[list[Ride]] = [list(rides)]
+        seen: list[Seen] = []
+        while pending:
+            # A failure may have ended a job that has rides here as well.
+            group = [ride for ride in pending.pop(0) if ride in self._job_of]
+            if not group:
+                continue
+            failure = self._call(group, seen)
+            if failure is None:
+                continue
+            if is_out_of_memory(failure):
+                self._reduce(group)
+            if len(group) == 1:
+                self._drop(self._job_of[group[0]], failure)
             else:
-                log.warning("a call for %d parts failed; trying each half", len(rides))
-            half = len(rides) // 2
-            first = self._advance(rides[:half])
-            # The first half may have ended a job that has rides in the second.
-            return first + self._advance_those_left(rides[half:])
-        labels = self._served[lane.digest].name, lane.call
-        self._metrics.network_seconds[labels].observe(runner.seconds)
-        self._metrics.batch_rows[labels].observe(rows)
+                half = len(group) // 2
+                pending[:0] = [group[:half], group[half:]]
         return seen
 
-    def _advance_those_left(self, rides: Sequence[Ride]) -> list[Seen]:
-        left = [ride for ride in rides if ride in self._job_of]
-        return self._advance(left) if left else []
+    def _call(self, group: Sequence[Ride], seen: list[Seen]) -> Exception | None:
+        """Call the network and update the stores; what went wrong with the call, for smaller ones.
+
+        Without its traceback, which would keep the failed call's memory.
+        """
+        lane, rows = group[0].lane, sum(ride.rows for ride in group)
+        runner = self._runners[lane.digest]
+        try:
+            called = runner.call(group)
+        except Exception as error:
+            log.warning("a call for %d parts failed: %s", len(group), error)
+            return error if len(group) == 1 else error.with_traceback(None)
+        labels = self._served[lane.digest].name, lane.call
+        self._metrics.network_seconds[labels].observe(called.seconds)
+        self._metrics.batch_rows[labels].observe(rows)
+        try:
+            seen += runner.update(called)
+        except Exception as error:
+            for job in {self._job_of[ride] for ride in group}:
+                self._drop(job, error)
+        return None
+
+    def _reduce(self, group: Sequence[Ride]) -> None:
+        """Halve what a call may hold from now on, as long as jobs of the model are in flight."""
+        lane, rows = group[0].lane, sum(ride.rows for ride in group)
+        self._reduced[lane] = min(self._capacity(lane), max(1, rows // 2))
+        log.warning("out of memory with %d rows; now at most %d", rows, self._reduced[lane])
 
     def _hand_out(self, seen: Seen, now: float) -> None:
+        """Tell of a ride what it is to tell; take its result when it has arrived."""
         ride = seen.ride
         job = self._job_of.get(ride)
         if job is None:  # another of its rides failed it in this tick
             return
-        calls, progress = job.calls + ride.part.calls, ride.part.progress
+        self._evaluated[job.labels] += seen.rows.stop - seen.rows.start
+        try:
+            self._report(job, seen, now)
+            if ride.part.done:
+                self._arrive(job, ride)
+        except Exception as error:
+            self._drop(job, error)
+
+    def _report(self, job: ActiveJob, seen: Seen, now: float) -> None:
+        part = seen.ride.part
+        calls = job.calls + part.calls
         if job.reports.wants_preview(calls):
-            self._tell(job, job.reports.preview(calls, progress, seen.images, *seen.own))
+            self._tell(job, job.reports.preview(calls, part.progress, seen.images, *seen.own))
             if not job.told_preview:
                 job.told_preview = True
                 self._metrics.first_preview[job.labels].observe(job.age)
-        step = job.reports.step(now, calls, progress)
-        if step is not None:
-            self._tell(job, step)
-        self._evaluated[job.labels] += seen.rows.stop - seen.rows.start
-        if ride.part.done:
-            self._arrive(job, ride)
+        if job.reports.wants_step(now):
+            self._tell(job, job.reports.step(calls, job.progress))
 
     def _arrive(self, job: ActiveJob, ride: Ride) -> None:
         """Keep a ride's result; with the last one the operation goes on, or is done."""
@@ -383,9 +431,6 @@ class Engine:
             job.course = job.operation.send(job.course.join(job.results))
         except StopIteration as end:
             self._succeed(job, end.value)
-        except Exception as error:
-            self._fail(job.claim, error)
-            self._leave(job)
         else:
             self._board(job)
 
@@ -400,28 +445,34 @@ class Engine:
                 self._alight(ride)
         job.operation.close()
         digest = job.served.header.digest
-        self._shelf.unpin(digest)
         with self._changed:
             self._active.remove(job)
-            if not any(other.served is job.served for other in self._active):
-                # Nothing is left on the device, so that the shelf may unload the model.
-                self._runners.pop(digest, None)
-                self._served.pop(digest, None)
-                self._metrics.rows_waiting[job.served.name].set(0)
+            last = not any(other.served is job.served for other in self._active)
             self._changed.notify_all()
+        if last:  # nothing stays on the device, so that the shelf may unload the model
+            self._runners.pop(digest, None)
+            self._served.pop(digest, None)
+            self._reduced = {lane: n for lane, n in self._reduced.items() if lane.digest != digest}
+            self._metrics.rows_waiting[job.served.name].set(0)
+        self._shelf.unpin(digest)
         self.on_leave()
+
+    def _drop(self, job: ActiveJob, error: Exception) -> None:
+        """A job that cannot go on."""
+        self._fail(job.claim, error)
+        self._leave(job)
 
     def _succeed(self, job: ActiveJob, outcome: Outcome) -> None:
         seconds = time.monotonic() - job.arrival.since
         self._courier.send(job.claim, _delivery(job.claim, outcome, seconds))
-        self._metrics.images[job.labels].inc(job.claim.job.rows)
+        self._metrics.images[job.labels].inc(len(outcome.result["images"]))
         self._metrics.jobs[job.claim.job.operation, "succeeded"].inc()
         log.info("job %s (%s) done in %.3f s", job.claim.job.id, job.claim.job.operation, seconds)
         self._leave(job)
 
     def _tell(self, job: ActiveJob, report: Report) -> None:
         kind, data = report
-        self._courier.send(job.claim, _event(job.claim, kind, data))
+        self._courier.send(job.claim, lambda: job.claim.event(kind, data()))
 
     def _fail(self, claim: Claim, error: Exception) -> None:
         """End a job with an error document; the log has the traceback."""
@@ -468,10 +519,6 @@ def _product_seconds(curve: Curve) -> float:
     if curve.gradient_seconds is None:
         return forward
     return max(0.0, curve.gradient_seconds - forward) / PROBES
-
-
-def _event(claim: Claim, kind: str, data: Callable[[], dict[str, Any]]) -> Callable[[], None]:
-    return lambda: claim.event(kind, data())
 
 
 def _delivery(claim: Claim, outcome: Outcome, seconds: float) -> Callable[[], None]:

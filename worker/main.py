@@ -13,6 +13,7 @@ import secrets
 import socket
 import sys
 import threading
+import time
 
 import redis
 import torch
@@ -43,6 +44,9 @@ Between any two of its hundreds of tensor operations a tick; Python's own 5 ms c
 _LOOK = 0.25
 """Seconds after which the claimer looks for jobs again, hint or no hint."""
 
+_FILES = 4.0
+"""Seconds after which the models' folder is looked at again."""
+
 _PAUSE = 1.0
 """Seconds that the claimer waits after a failure."""
 
@@ -60,6 +64,7 @@ class Claimer:
         self._woken = threading.Event()
         self._stopping = threading.Event()
         self._failing = False
+        self._next_files = 0.0
         engine.on_leave = self.wake
         self._thread = threading.Thread(target=self._run, name="claimer", daemon=True)
 
@@ -87,11 +92,18 @@ class Claimer:
         while not self._stopping.is_set():
             self._woken.clear()
             try:
+                self._look_for_files()
                 if self._engine.wait_for_room(_LOOK) and not self._claim_one():
                     self._woken.wait(_LOOK)
             except Exception as error:
                 self._failed(error)
                 self._stopping.wait(_PAUSE)
+
+    def _look_for_files(self) -> None:
+        """Now and then; here and not by the keeper, whose leases cannot wait for a large file."""
+        if time.monotonic() >= self._next_files:
+            self._shelf.refresh()
+            self._next_files = time.monotonic() + _FILES
 
     def _claim_one(self) -> bool:
         """Claim a job and hand it to the engine; False if there was none."""
@@ -151,7 +163,6 @@ class Keeper:
                 self._pass_on_cancellations()
                 if count % rounds == 0:
                     self._renew()
-                    self._shelf.refresh()
                     self._store.announce(self._shelf.cards, lease)
                     self._store.reap()
             except redis.RedisError as error:
@@ -246,4 +257,4 @@ def run_worker(settings: Settings) -> int:
         store.withdraw()
         store.close()
         metrics.close()
-    return int(worker.exitcode or 0)
+    return 1 if engine.failed else int(worker.exitcode or 0)

@@ -1,7 +1,7 @@
 """From a job's parameters to an operation of the mathematics, and from its answer to a result.
 
-Each operation here is a generator like those in `model`: it asks queries and is sent answers, so
-the engine can advance it together with any other. It returns an `Outcome`.
+Each operation here is a generator like those in `model`: it yields courses and is sent what came
+of them, so the engine can advance it together with any other. It returns an `Outcome`.
 """
 
 from __future__ import annotations

@@ -52,11 +52,16 @@ class Reports:
 
         return "preview", data
 
-    def step(self, now: float, calls: int, progress: float) -> Report | None:
-        """How far the job is, if it was not told just before; now: seconds on any clock."""
+    def wants_step(self, now: float) -> bool:
+        """Whether it is time to tell how far the job is; now: seconds on any clock."""
         if now < self._next_step:
-            return None
+            return False
         self._next_step = now + STEP_INTERVAL
+        return True
+
+    @staticmethod
+    def step(calls: int, progress: float) -> Report:
+        """How far the job is."""
         return "step", lambda: _where(calls, progress)
 
 

@@ -55,19 +55,32 @@ class Ride(scheduler.Part):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Called:
+    """A network call: the rides by their stores, what each store asked, and the answer.
+
+    seconds: until the device had taken the call on, and on a CPU until it was done.
+    """
+
+    groups: dict[Store[Any], list[Ride]]
+    asked: list[Asked[Any]]
+    query: Query
+    answer: Answer
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class Seen:
     """What one ride asked in a call, and was told; images: which of the course's rows."""
 
     ride: Ride
     images: Tensor
-    query: Query
-    answer: Answer
+    called: Called
     rows: slice
 
     @property
     def own(self) -> tuple[Query, Answer]:
         """The ride's rows of the call."""
-        return self.query.take(self.rows), self.answer.take(self.rows)
+        return self.called.query.take(self.rows), self.called.answer.take(self.rows)
 
 
 class Runner:
@@ -77,8 +90,6 @@ class Runner:
         self._digest = digest
         self._denoiser = denoiser
         self._stores: dict[Hashable, Store[Any]] = {}
-        self.seconds = 0.0
-        """What the last network call took."""
 
     def admit(
         self, course: Course[Any], size: int, priority: Priority, arrived: float
@@ -87,52 +98,54 @@ class Runner:
         store = self._stores.get(course.store_key)
         if store is None:
             store = self._stores[course.store_key] = course.new_store(self._denoiser.device)
+        parts: list[Part] = []
+        try:
+            for first in range(0, course.rows, size):
+                parts.append(store.admit(course, slice(first, min(first + size, course.rows))))
+        except Exception:
+            for part in parts:
+                store.free(part)
+            raise
         lane = Lane.of(self._digest, course)
-        rides = []
-        for first in range(0, course.rows, size):
-            part = store.admit(course, slice(first, min(first + size, course.rows)))
-            rides.append(
-                Ride(
-                    lane=lane,
-                    priority=priority,
-                    arrived=arrived,
-                    rows=part.network_rows,
-                    calls_left=part.calls_left,
-                    store=store,
-                    part=part,
-                )
+        return [
+            Ride(
+                lane=lane,
+                priority=priority,
+                arrived=arrived,
+                rows=part.network_rows,
+                calls_left=part.calls_left,
+                store=store,
+                part=part,
             )
-        return rides
+            for part in parts
+        ]
 
-    def advance(self, rides: Sequence[Ride]) -> list[Seen]:
-        """One network call for these rides, all of one lane, and one update a store.
-
-        What it raises comes from the call: no ride has moved then.
-        """
-        by_store: dict[Store[Any], list[Ride]] = defaultdict(list)
+    def call(self, rides: Sequence[Ride]) -> Called:
+        """One network call for these rides, all of one lane; it moves none of them."""
+        groups: dict[Store[Any], list[Ride]] = defaultdict(list)
         for ride in rides:
-            by_store[ride.store].append(ride)
+            groups[ride.store].append(ride)
         asked: list[Asked[Any]] = [
-            store.ask([ride.part for ride in group]) for store, group in by_store.items()
+            store.ask([ride.part for ride in group]) for store, group in groups.items()
         ]
         query = cat_queries([one.query for one in asked])
         begin = time.perf_counter()
         answer = self._denoiser(query)
-        self.seconds = time.perf_counter() - begin
+        seconds = time.perf_counter() - begin
+        return Called(groups=groups, asked=asked, query=query, answer=answer, seconds=seconds)
+
+    def update(self, called: Called) -> list[Seen]:
+        """One update a store; where it fails, nobody knows which of the call's rides have moved."""
         seen, first = [], 0
-        for ride in (ride for group in by_store.values() for ride in group):
-            rows = slice(first, first + ride.part.rows)
-            seen.append(
-                Seen(ride=ride, images=ride.part.images, query=query, answer=answer, rows=rows)
-            )
-            first = rows.stop
-        first = 0
-        for one, store in zip(asked, by_store, strict=True):
-            rows = slice(first, first + len(one.query.log_snr))
-            store.tell(one, answer.take(rows))
-            first = rows.stop
-        for ride in rides:
-            ride.refresh()
+        for asked, (store, group) in zip(called.asked, called.groups.items(), strict=True):
+            start = first
+            for ride in group:
+                rows = slice(first, first + ride.part.rows)
+                seen.append(Seen(ride=ride, images=ride.part.images, called=called, rows=rows))
+                first = rows.stop
+            store.tell(asked, called.answer.take(slice(start, first)))
+        for one in seen:
+            one.ride.refresh()
         return seen
 
 

@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from model.analytic import GaussianMixture
+from model.follow import Follow, FollowingRows
 from model.noise import image_seeds
 from model.query import Answer, Query
 from service.jobs.arrays import pack, unpack
@@ -414,3 +415,103 @@ def test_an_engine_of_one_job_at_a_time_takes_no_second(
     claim = claimed("generate", count=1, seed=1, sampler=DDPM)
     engine.admit(claim, None)
     assert not engine.wait_for_room(0.0)
+
+
+class Loading(Shelf):
+    """A shelf whose model is not there yet, until `arrive` is called."""
+
+    def __init__(self, shelf: Shelf) -> None:
+        self.__dict__ = dict(shelf.__dict__)
+        self.here = False
+        self.ready: list[Callable[[], None]] = []
+
+    def request(self, digest: str, ready: Callable[[], None]) -> ServedModel | None:
+        if self.here:
+            return super().request(digest, ready)
+        self.ready.append(ready)
+        return None
+
+    def arrive(self) -> None:
+        self.here = True
+        for ready in self.ready:
+            ready()
+
+
+def test_a_job_that_waits_for_its_model_is_kept_alive_and_starts_when_it_is_there(
+    stopped: Stopped, shelf: Shelf, claimed: Claimed
+) -> None:
+    loading = Loading(shelf)
+    stopped.engine = Engine(loading, stopped.courier)
+    claim = claimed("generate", count=3, seed=1, sampler=DDPM)
+    stopped.admit(claim)
+    stopped.engine.tick()
+    assert stopped.engine.claims() == [claim]
+    assert stopped.engine.rooms()["interactive"] == ROOM * KNEE - 3
+    loading.arrive()
+    stopped.run()
+    assert stopped.job(claim).status is Status.SUCCEEDED
+
+
+@pytest.mark.parametrize("reason", ["cancel", "lost"])
+def test_a_job_that_waits_for_its_model_can_be_stopped(
+    stopped: Stopped, shelf: Shelf, claimed: Claimed, reason: str
+) -> None:
+    loading = Loading(shelf)
+    stopped.engine = Engine(loading, stopped.courier)
+    claim = claimed("generate", count=3, seed=1, sampler=DDPM)
+    stopped.admit(claim)
+    stopped.engine.stop_job(claim, reason)
+    assert stopped.engine.idle
+    loading.arrive()
+    stopped.run()
+    expected = Status.CANCELED if reason == "cancel" else Status.RUNNING
+    assert stopped.job(claim).status is expected
+
+
+def test_a_failed_update_fails_the_jobs_of_its_call_and_no_other(
+    stopped: Stopped, claimed: Claimed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = claimed("generate", count=2, seed=1, sampler=DDPM)
+    decoded = claimed(
+        "generate",
+        count=1,
+        seed=1,
+        sampler={"name": "pf_ode", "solver": {"name": "heun", "steps": 3}},
+    )
+
+    def broken(*arguments: object) -> None:
+        raise RuntimeError("the device is gone")
+
+    stopped.admit(plain)
+    stopped.engine.tick()
+    with monkeypatch.context() as patched:
+        patched.setattr(FollowingRows, "tell", broken)
+        stopped.engine.tick()
+    stopped.run(decoded)
+    failed = stopped.job(plain)
+    assert failed.status is Status.FAILED
+    assert failed.error is not None
+    assert "device is gone" in failed.error["detail"]
+    assert stopped.job(decoded).status is Status.SUCCEEDED
+    assert stopped.engine.idle
+
+
+def test_a_job_that_cannot_be_taken_onto_the_device_fails_alone(
+    stopped: Stopped, claimed: Claimed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    admit = FollowingRows.admit
+
+    def full(self: FollowingRows, course: Follow, rows: slice) -> object:
+        if rows.start >= 16:
+            raise torch.OutOfMemoryError("no slot left")
+        return admit(self, course, rows)
+
+    monkeypatch.setattr(FollowingRows, "admit", full)
+    large = claimed("generate", count=40, seed=1, sampler=DDPM)
+    small = claimed("generate", count=2, seed=1, sampler=DDPM)
+    stopped.run(large, small)
+    error = stopped.job(large).error
+    assert error is not None
+    assert error["title"] == "Out of memory"
+    assert stopped.job(small).status is Status.SUCCEEDED
+    assert stopped.engine.idle
