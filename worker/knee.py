@@ -37,7 +37,10 @@ WITHIN = 0.05
 """A row costs no less when it costs less by no more than this part."""
 
 LIMIT = 4.0
-"""Seconds of calls after which no further size is measured."""
+"""Seconds of calls after which no further turn is taken."""
+
+_ROUNDS = 10
+"""Times that each size is measured, unless LIMIT is reached before."""
 
 PROBES = 8
 """Products a row of the likelihood call that is measured."""
@@ -47,7 +50,8 @@ _SIZE_SECONDS = 0.3
 """A size is timed up to seven times, and not again once its calls have taken this long."""
 
 _LONG = 0.5
-"""A call of so many seconds is not made again: what warming up adds to it does not count."""
+"""A call of so many seconds is not made again: what warming up adds to it does not count. Sizes
+above the first that takes so long are not measured."""
 
 _WAITED = 0.1
 """Part of the measuring time that threads may wait for a core before a curve is doubtful."""
@@ -139,36 +143,37 @@ def measure(
     seconds_of: makes one call of so many rows and returns its time in seconds.
     gradient_seconds_of: the same for one likelihood call; left out, it is not measured.
 
-    Ends when a row did not get cheaper by 5 % at two sizes in a row, when the calls have taken
-    LIMIT seconds, or when the device's memory is full. The very first call is not counted:
-    libraries are loaded in it.
+    All sizes take turns, and the fastest call of each counts: whatever else the machine does for a
+    while, like a service's other processes that start, then slows all sizes and not the last ones.
+    Sizes whose calls take very long, or more memory than there is, are left out. The very first
+    call is not counted: libraries are loaded in it.
     """
     seconds_of(SIZES[0])
-    rows: list[int] = []
-    seconds: list[float] = []
-    spent, cheapest, flat = 0.0, math.inf, 0
-    for size in SIZES:
-        try:
-            fastest, taken = _fastest(functools.partial(seconds_of, size))
-        except torch.OutOfMemoryError:
-            if not rows:
-                raise
-            break
-        rows.append(size)
-        seconds.append(fastest)
-        spent += taken
-        if fastest / size < (1.0 - WITHIN) * cheapest:
-            cheapest, flat = fastest / size, 0
-        else:
-            flat += 1
-        if flat == 2 or spent > LIMIT:
-            break
+    fastest: dict[int, float] = {}
+    sizes, spent, turn = list(SIZES), 0.0, 0
+    while sizes and turn < _ROUNDS and (turn == 0 or spent < LIMIT):
+        for place, size in enumerate(sizes):
+            try:
+                seconds = seconds_of(size)
+            except torch.OutOfMemoryError:
+                if not fastest:
+                    raise
+                sizes = sizes[:place]
+                break
+            fastest[size] = min(seconds, fastest.get(size, seconds))
+            spent += seconds
+            if seconds > _LONG:
+                sizes = sizes[: place + 1]
+                break
+        turn += 1
+    rows = [size for size in SIZES if size in fastest]
+    seconds_by_size = [fastest[size] for size in rows]
     gradient = None
     if gradient_seconds_of is not None:
         with contextlib.suppress(torch.OutOfMemoryError):
             gradient = _fastest(gradient_seconds_of)[0]
     # Fewer rows never take longer: what says otherwise was disturbed.
-    smoothed = tuple(min(seconds[i:]) for i in range(len(seconds)))
+    smoothed = tuple(min(seconds_by_size[i:]) for i in range(len(rows)))
     return Curve(tuple(rows), smoothed, gradient)
 
 
