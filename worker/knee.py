@@ -36,10 +36,10 @@ SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 WITHIN = 0.05
 """A row costs no less when it costs less by no more than this part."""
 
-LIMIT = 4.0
+LIMIT = 2.0
 """Seconds of calls after which no further turn is taken."""
 
-_ROUNDS = 10
+_ROUNDS = 5
 """Times that each size is measured, unless LIMIT is reached before."""
 
 PROBES = 8
@@ -83,12 +83,7 @@ class Curve:
 
     @property
     def knee(self) -> int:
-        """The smallest measured size past which a row costs no less, within 5 %.
-
-        Of a doubtful curve the largest size, since batches too small cost more than too large ones.
-        """
-        if self.doubtful:
-            return self.rows[-1]
+        """The smallest measured size past which a row costs no less, within 5 %."""
         costs = [seconds / rows for rows, seconds in zip(self.rows, self.seconds, strict=True)]
         return next(
             rows
