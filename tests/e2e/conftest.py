@@ -55,13 +55,13 @@ def service(redis_server: str, tmp_path_factory: pytest.TempPathFactory) -> Iter
 
 
 @pytest.fixture
-def own_service(redis_server: str, tmp_path: Path) -> Iterator[tuple[Service, Callable[[], Part]]]:
+def own_service(redis_server: str, tmp_path: Path) -> Iterator[tuple[Service, Callable[..., Part]]]:
     """An API whose workers the test starts, with leases of four seconds."""
     with ExitStack() as stack:
         service = start_api(stack, empty_database(redis_server, 2), tmp_path, FOKKER_LEASE="4")
 
-        def start_worker() -> Part:
-            worker = service.start_worker(FOKKER_LEASE="4")
+        def start_worker(**environment: str) -> Part:
+            worker = service.start_worker(FOKKER_LEASE="4", **environment)
             stack.callback(worker.stop)
             return worker
 
