@@ -67,11 +67,6 @@ def capacity(lane: Lane) -> int:
     return CAPACITY[lane.kind]
 
 
-def switch(seconds: float, before: Lane, after: Lane) -> float:
-    """Seconds lost between two calls: only a change of models costs."""
-    return seconds if before.model != after.model else 0.0
-
-
 # --- requests ---------------------------------------------------------------------------------
 
 
@@ -215,8 +210,8 @@ def pack(ordered: Sequence[Part]) -> list[Part]:
     return chosen
 
 
-def ours(switch_seconds: float = 0.0, **constants: Any) -> Policy:
-    return Scheduler(cost, capacity, switch=partial(switch, switch_seconds), **constants)
+def ours(**constants: Any) -> Policy:
+    return Scheduler(cost, capacity, **constants)
 
 
 Policies = dict[str, Callable[[], Policy]]
@@ -256,7 +251,6 @@ TABLES: dict[str, tuple[Load, Policies]] = {
     "c: 256-image jobs, 40 clients, 1 × 250 steps": (FORTY_CLIENTS, OURS | STRETCHES),
     "d: two models, four lanes": (TWO_MODELS, RIVALS | STRICT | OURS),
 }
-SWITCH_SHARES = (0.3, 0.1, 0.03)
 
 
 # --- the simulation ---------------------------------------------------------------------------
@@ -289,7 +283,6 @@ class Outcome:
     latencies: list[tuple[Request, float]] = field(default_factory=list)
     row_calls: dict[Priority, int] = field(default_factory=lambda: defaultdict(int))
     lane_seconds: dict[Hashable, float] = field(default_factory=lambda: defaultdict(float))
-    switches: int = 0
 
     def columns(self) -> list[float]:
         """The figures of a row of the table, in the order of COLUMNS."""
@@ -327,9 +320,7 @@ def parts_of(job: Job) -> list[JobPart]:
     ]  # fmt: skip
 
 
-def simulate(
-    policy: Policy, crowd: Sequence[Client], seconds: float, switch_seconds: float = 0.0
-) -> Outcome:
+def simulate(policy: Policy, crowd: Sequence[Client], seconds: float) -> Outcome:
     """Run clients against a policy for so many simulated seconds."""
     outcome, now, order = Outcome(seconds), 0.0, count()
     coming: list[tuple[float, int, Request, Client]] = []
@@ -338,7 +329,6 @@ def simulate(
         coming.append((first.pause, next(order), first, client))
     heapify(coming)
     active: dict[Job, None] = {}
-    lane: Lane | None = None
 
     def advance(part: JobPart) -> None:
         part.calls -= 1
@@ -367,14 +357,10 @@ def simulate(
         if not chosen:
             now = coming[0][0]
             continue
-        after: Lane = chosen[0].lane  # type: ignore[assignment]
-        rows = sum(part.rows for part in chosen)
-        took = cost(after, rows)
-        if lane is not None and switch(1.0, lane, after):
-            outcome.switches += 1
-            took += switch_seconds
-        lane, now = after, now + took
-        outcome.lane_seconds[after] += took
+        lane: Lane = chosen[0].lane  # type: ignore[assignment]
+        took = cost(lane, sum(part.rows for part in chosen))
+        now += took
+        outcome.lane_seconds[lane] += took
         for part in chosen:
             assert isinstance(part, JobPart)
             outcome.images += part.rows / part.job.request.calls
@@ -407,32 +393,6 @@ def compare(name: str, load: Load, policies: Policies, seconds: float, seeds: in
 
         values = median(cell, seeds)
         print(line([label, *(f"{v:{spec}}" for v, (_, spec) in zip(values, COLUMNS, strict=True))]))
-
-
-def switching(seconds: float, seeds: int) -> None:
-    """What hysteresis does where a switch of models costs 20 ms."""
-    lost = 0.020
-    print(
-        "\n"
-        + line(
-            ["d, a switch costs 20 ms", "switches/s", "time lost, %", "images/s", "p95 of short, s"]
-        )
-    )
-    print("|---|---|---|---|---|")
-    for label, share in (
-        ("no hysteresis", 1e9),
-        *((f"switch_share {x}", x) for x in SWITCH_SHARES),
-    ):
-
-        def cell(seed: int, share: float = share) -> list[float]:
-            policy = ours(lost, switch_share=share)
-            outcome = simulate(policy, clients(TWO_MODELS, seed), seconds, lost)
-            rate = outcome.switches / seconds
-            images, _, short, *_ = outcome.columns()
-            return [rate, 100.0 * rate * lost, images, short]
-
-        rate, percent, images, short = median(cell, seeds)
-        print(line([label, f"{rate:.1f}", f"{percent:.0f}", f"{images:.1f}", f"{short:.2f}"]))
 
 
 def own_time() -> None:
@@ -472,8 +432,6 @@ def main() -> None:
     for name, (load, policies) in TABLES.items():
         if name.startswith(given.load):
             compare(name, load, policies, given.seconds, given.seeds)
-    if not given.load:
-        switching(given.seconds, given.seeds)
     own_time()
 
 

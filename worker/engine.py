@@ -46,12 +46,23 @@ ROOM = 4
 
 @dataclass(eq=False, kw_only=True)
 class Arrival:
-    """A claimed job before it starts; since: when it was claimed. taken: a thread prepares it."""
+    """A claimed job before it starts.
+
+    since: when it was claimed. taken: a thread prepares it.
+    """
 
     claim: Claim
     inputs: bytes | None
     taken: bool = False
     since: float = field(default_factory=time.monotonic)
+
+    @property
+    def due(self) -> float:
+        """When it must stop, on the monotonic clock; Redis's clock is that of the deadline."""
+        job = self.claim.job
+        if job.deadline is None or job.started is None:
+            return math.inf
+        return self.since + job.deadline - job.started
 
 
 @dataclass(eq=False, kw_only=True)
@@ -73,6 +84,7 @@ class ActiveJob:
     stop: tuple[str, float] | None = None
     told_preview: bool = False
     labels: tuple[str, str]  # operation and model, for metrics
+    due: float  # see Arrival
 
     @property
     def claim(self) -> Claim:
@@ -188,7 +200,7 @@ class Engine:
             return self._claims()
 
     def stop_job(self, claim: Claim, reason: str) -> None:
-        """Make a job leave at the next tick: "cancel" or "lost"."""
+        """Make a job leave at the next tick: "requested", "deadline" or "lost"."""
         with self._changed:
             for job in (*self._prepared, *self._active):
                 if job.claim is claim:
@@ -237,6 +249,7 @@ class Engine:
                 course=next(operation),
                 reports=Reports(served.checkpoint.description.data, parameters),
                 labels=(job.operation, served.name),
+                due=arrival.due,
             )
         except Exception as error:
             self._turn_away(arrival, partial(self._fail, arrival.claim, error))
@@ -260,8 +273,8 @@ class Engine:
 
     def _stopped(self, claim: Claim, reason: str) -> None:
         """Tell of a job that was stopped; of one that is another worker's now there is no word."""
-        if reason == "cancel":
-            self._courier.send(claim, partial(claim.cancel, "requested"))
+        if reason != "lost":
+            self._courier.send(claim, partial(claim.cancel, reason))
             self._metrics.jobs[claim.job.operation, "canceled"].inc()
 
     # The engine's thread
@@ -338,10 +351,11 @@ class Engine:
             self._scheduler.add(ride)
 
     def _drop_stopped(self) -> None:
+        now = time.monotonic()
         for job in list(self._active):
-            if job.stop is None:
+            if job.stop is None and now < job.due:
                 continue
-            reason, since = job.stop
+            reason, since = job.stop or ("deadline", job.due)
             self._stopped(job.claim, reason)
             self._leave(job)
             self._metrics.cancel_latency.observe(time.monotonic() - since)

@@ -29,6 +29,7 @@ from model.checkpoint import Checkpoint, library_version
 from model.denoiser import REPRODUCIBLE_ROWS, Denoiser
 from model.noise import Stream, normal, rademacher
 from model.query import Condition, Query
+from worker.runner import is_out_of_memory
 
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 """Batch sizes that are measured."""
@@ -36,25 +37,20 @@ SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 WITHIN = 0.05
 """A row costs no less when it costs less by no more than this part."""
 
-LIMIT = 2.0
-"""Seconds of calls after which no further turn is taken."""
+ROUNDS = 4
+"""Times that each size is measured on an idle device; once where other jobs run beside."""
 
-_ROUNDS = 5
-"""Times that each size is measured, unless LIMIT is reached before."""
+LIMIT = 4.0
+"""Seconds of calls after which no further round is begun."""
 
 PROBES = 8
 """Products a row of the likelihood call that is measured."""
 
-_REPEATS = 7
-_SIZE_SECONDS = 0.3
-"""A size is timed up to seven times, and not again once its calls have taken this long."""
-
-_LONG = 0.5
-"""A call of so many seconds is not made again: what warming up adds to it does not count. Sizes
-above the first that takes so long are not measured."""
-
-_WAITED = 0.1
-"""Part of the measuring time that threads may wait for a core before a curve is doubtful."""
+_SAMPLE_ROWS = 256
+_SAMPLE_CALLS = 16
+_SAMPLE_SECONDS = 0.25
+"""A sample ends with any of these. Sizes above the first whose one call takes as long as a whole
+sample may are not measured."""
 
 log = logging.getLogger(__name__)
 
@@ -65,13 +61,11 @@ class Curve:
 
     gradient_seconds: of one likelihood call, REPRODUCIBLE_ROWS rows with PROBES products each;
         None where it was not measured.
-    doubtful: the device was busy with other things meanwhile; calls may be many times faster.
     """
 
     rows: tuple[int, ...]
     seconds: tuple[float, ...]
     gradient_seconds: float | None = None
-    doubtful: bool = False
 
     def __post_init__(self) -> None:
         """Raises `ValueError` for what cannot have been measured."""
@@ -114,7 +108,6 @@ class Curve:
                 rows=tuple(int(rows) for rows in document["rows"]),
                 seconds=tuple(float(seconds) for seconds in document["seconds"]),
                 gradient_seconds=None if gradient is None else float(gradient),
-                doubtful=bool(document["doubtful"]),
             )
         except (KeyError, TypeError) as error:
             raise ValueError(f"not a curve: {document!r}") from error
@@ -126,67 +119,66 @@ class Curve:
         line = f"knee at {self.knee} rows; ms a call: {calls}"
         if self.gradient_seconds is not None:
             line += f"; likelihood, {REPRODUCIBLE_ROWS} rows: {1e3 * self.gradient_seconds:.3g}"
-        return line + (" (measured on a busy device)" if self.doubtful else "")
+        return line
 
 
 def measure(
     seconds_of: Callable[[int], float],
     gradient_seconds_of: Callable[[], float] | None = None,
+    rounds: int = ROUNDS,
 ) -> Curve:
     """The curve of a network.
 
     seconds_of: makes one call of so many rows and returns its time in seconds.
     gradient_seconds_of: the same for one likelihood call; left out, it is not measured.
 
-    All sizes take turns, and the fastest call of each counts: whatever else the machine does for a
-    while, like a service's other processes that start, then slows all sizes and not the last ones.
-    Sizes whose calls take very long, or more memory than there is, are left out. The very first
-    call is not counted: libraries are loaded in it.
+    Whatever else the machine does can only add to a call's time, and more often to a long one's. So
+    sizes are compared by samples of about equal length, as many calls as have 256 rows, that take
+    turns; the fastest sample of each counts. Sizes whose calls take very long, or more memory than
+    there is, are left out. The first call of each size is not counted: it loads and allocates.
     """
-    seconds_of(SIZES[0])
     fastest: dict[int, float] = {}
-    sizes, spent, turn = list(SIZES), 0.0, 0
-    while sizes and turn < _ROUNDS and (turn == 0 or spent < LIMIT):
+    sizes, spent = list(SIZES), 0.0
+    for _ in range(rounds):
         for place, size in enumerate(sizes):
             try:
-                seconds = seconds_of(size)
-            except torch.OutOfMemoryError:
-                if not fastest:
+                taken = _sample(seconds_of, size, warm=size in fastest)
+            except Exception as error:
+                if not (fastest and is_out_of_memory(error)):
                     raise
                 sizes = sizes[:place]
                 break
-            fastest[size] = min(seconds, fastest.get(size, seconds))
-            spent += seconds
-            if seconds > _LONG:
+            mean = sum(taken) / len(taken)
+            fastest[size] = min(mean, fastest.get(size, mean))
+            spent += sum(taken)
+            if mean > _SAMPLE_SECONDS:
                 sizes = sizes[: place + 1]
                 break
-        turn += 1
-    rows = [size for size in SIZES if size in fastest]
-    seconds_by_size = [fastest[size] for size in rows]
+        if spent > LIMIT:
+            break
     gradient = None
     if gradient_seconds_of is not None:
         with contextlib.suppress(torch.OutOfMemoryError):
-            gradient = _fastest(gradient_seconds_of)[0]
+            calls = [_sample(lambda _: gradient_seconds_of(), REPRODUCIBLE_ROWS) for _ in range(2)]
+            gradient = min(min(taken) for taken in calls)
     # Fewer rows never take longer: what says otherwise was disturbed.
-    smoothed = tuple(min(seconds_by_size[i:]) for i in range(len(rows)))
+    rows = [size for size in SIZES if size in fastest]
+    smoothed = tuple(min(fastest[later] for later in rows[i:]) for i in range(len(rows)))
     return Curve(tuple(rows), smoothed, gradient)
 
 
-def _fastest(seconds_of: Callable[[], float]) -> tuple[float, float]:
-    """The fastest of a few calls after one that warms up, and the seconds of all of them.
-
-    Whatever else runs on the machine can only add to a call's time.
-    """
-    warm = seconds_of()
-    if warm > _LONG:
-        return warm, warm
-    times = [seconds_of()]
-    while len(times) < _REPEATS and sum(times) < _SIZE_SECONDS:
-        times.append(seconds_of())
-    return min(times), warm + sum(times)
+def _sample(seconds_of: Callable[[int], float], size: int, warm: bool = False) -> list[float]:
+    """The seconds of some calls; of a first one that warms up only if it was a very long one."""
+    if not warm and (first := seconds_of(size)) > 2.0 * _SAMPLE_SECONDS:
+        return [first]
+    taken: list[float] = []
+    calls = min(_SAMPLE_CALLS, -(-_SAMPLE_ROWS // size))
+    while len(taken) < calls and sum(taken) < _SAMPLE_SECONDS:
+        taken.append(seconds_of(size))
+    return taken
 
 
-def measure_checkpoint(checkpoint: Checkpoint, denoiser: Denoiser) -> Curve:
+def measure_checkpoint(checkpoint: Checkpoint, denoiser: Denoiser, rounds: int = ROUNDS) -> Curve:
     """The curve of a loaded checkpoint, as its denoiser answers queries."""
     shape = checkpoint.description.data.shape
     query = functools.cache(functools.partial(_query, shape))
@@ -197,22 +189,7 @@ def measure_checkpoint(checkpoint: Checkpoint, denoiser: Denoiser) -> Curve:
     def gradient() -> float:
         return _seconds(denoiser, query(REPRODUCIBLE_ROWS, PROBES))
 
-    before, start = _waited(), time.perf_counter()
-    curve = measure(plain, gradient)
-    waited, taken = _waited() - before, time.perf_counter() - start
-    return dataclasses.replace(curve, doubtful=waited > _WAITED * taken)
-
-
-def _waited() -> float:
-    """Seconds that the threads of this process have been ready to run with no core to run on.
-
-    Linux's schedstat; 0 where there is none.
-    """
-    total = 0
-    for path in Path("/proc/self/task").glob("*/schedstat"):
-        with contextlib.suppress(OSError):  # a thread that has ended
-            total += int(path.read_text().split()[1])
-    return 1e-9 * total
+    return measure(plain, gradient, rounds)
 
 
 def _query(shape: tuple[int, ...], rows: int, probes: int = 0) -> Query:
@@ -285,25 +262,24 @@ class Curves:
     def __init__(
         self,
         folder: Path | None = None,
-        measure: Callable[[Checkpoint, Denoiser], Curve] = measure_checkpoint,
+        measure: Callable[[Checkpoint, Denoiser, int], Curve] = measure_checkpoint,
     ) -> None:
-        """folder: None keeps nothing. measure: how a loaded checkpoint is measured."""
+        """folder: None keeps nothing. measure: how a loaded checkpoint is, in so many rounds."""
         self._folder = None if folder is None else folder / "curves"
         self._measure = measure
 
     def of(self, checkpoint: Checkpoint, denoiser: Denoiser, idle: Callable[[], bool]) -> Curve:
         """The curve of a loaded checkpoint: the one that was kept, else measured now.
 
-        idle: whether nothing else runs on the device. A doubtful curve is not kept.
+        idle: whether nothing else runs on the device. While something does, its jobs are held up
+        as little as can be, and the curve is not kept: its sizes compare, its times do not.
         """
         key = circumstances(checkpoint, denoiser)
         if (found := self.find(key)) is not None:
             return found
-        was_idle = idle()
-        curve = self._measure(checkpoint, denoiser)
-        if not (was_idle and idle()):
-            curve = dataclasses.replace(curve, doubtful=True)
-        if not curve.doubtful:
+        alone = idle()
+        curve = self._measure(checkpoint, denoiser, ROUNDS if alone else 1)
+        if alone and idle():
             self.keep(key, curve)
         return curve
 

@@ -176,12 +176,12 @@ class Keeper:
         asked = self._store.canceled()
         for claim in self._engine.claims() if asked else ():
             if claim.job.id in asked:
-                self._engine.stop_job(claim, "cancel")
+                self._engine.stop_job(claim, asked[claim.job.id])
 
     def _renew(self) -> None:
         claims = list({*self._engine.claims(), *self._courier.claims()})
         for claim, held in zip(claims, self._store.renew(claims), strict=True):
-            if held != "held":
+            if held == "lost":
                 self._engine.stop_job(claim, held)
 
 

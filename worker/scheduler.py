@@ -19,11 +19,13 @@ by no more than `stretch`, and not at all if that class is ahead of its share: a
 row is not made to wait for 63 batch rows where they cost time, and takes them along where they
 cost none.
 
-Nothing starves. Let c be the longest call, with its switch; T what a lane must be owed before a
-switch pays (`switch / switch_share`); w the least weight of the n queues that wait and W the sum
-of their weights. No queue is ever ahead of the least far by more than (2c + T) / w, so while
-weights stand still a waiting queue runs again within W (2c + 2T) / w + n c. In its queue, the
-oldest part is in every second call at least, and every part is the oldest one day.
+Nothing starves. Let c be the longest call, w the least weight of the n queues that wait and W the
+sum of their weights. No queue is ever ahead of the least far by more than 2c / w, so while weights
+stand still a waiting queue runs again within 2c W / w + n c. In its queue, the oldest part is in
+every second call at least, and every part is the oldest one day.
+
+That a call follows one of another model costs nothing that could be measured (docs/decisions.md),
+so lanes change as often as fairness wants.
 
 Constants are chosen by `python -m benchmarks.scheduling`. Times are in seconds; there is no clock
 and no randomness in here.
@@ -39,7 +41,6 @@ from service.jobs.parameters import Priority
 WEIGHTS: Mapping[Priority, float] = {"interactive": 3.0, "batch": 1.0}
 SHORT_SHARE = 0.6
 STRETCH = 0.25
-SWITCH_SHARE = 0.1
 
 
 @dataclass(eq=False, kw_only=True)
@@ -88,19 +89,11 @@ class _Call(Generic[APart]):
         return True
 
 
-def _no_switch(before: Hashable, after: Hashable) -> float:
-    return 0.0
-
-
 class Scheduler(Generic[APart]):
     """Picks the parts of each network call; see the module for the policy.
 
     `cost(lane, rows)` is the seconds of a call of so many rows, never less for more rows;
-    `capacity(lane)` the most rows worth having in one call; `switch(before, after)` the seconds
-    lost when a call in one lane follows a call in another. All three may change over time.
-
-    `switch_share` is the part of the time that switches may take: a lane that costs a switch
-    waits until it is owed `switch / switch_share` seconds.
+    `capacity(lane)` the most rows worth having in one call. Both may change over time.
     """
 
     def __init__(
@@ -108,18 +101,15 @@ class Scheduler(Generic[APart]):
         cost: Callable[[Any, int], float],
         capacity: Callable[[Any], int],
         *,
-        switch: Callable[[Any, Any], float] = _no_switch,
         weights: Mapping[Priority, float] = WEIGHTS,
         short_share: float = SHORT_SHARE,
         stretch: float = STRETCH,
-        switch_share: float = SWITCH_SHARE,
     ) -> None:
-        self._cost, self._capacity, self._switch = cost, capacity, switch
+        self._cost, self._capacity = cost, capacity
         self._weights, self._short_share = weights, short_share
-        self._stretch, self._switch_share = stretch, switch_share
+        self._stretch = stretch
         self._queues: dict[tuple[Hashable, Priority], _Queue[APart]] = {}
         self._position = 0.0  # of the waiting queue that is least far
-        self._lane: Hashable | None = None  # of the last call
 
     def add(self, part: APart) -> None:
         """Let a part wait for calls, until it is removed."""
@@ -149,12 +139,10 @@ class Scheduler(Generic[APart]):
         if not waiting:
             return []
         self._weigh(waiting)
-        queue = self._next(waiting)
-        switch = self._switch_seconds(queue.lane)
-        self._lane = queue.lane
+        queue = min(waiting, key=lambda queue: (queue.position, queue.priority == "batch"))
         call = self._lead(queue)
         seconds = self._cost(queue.lane, call.rows)
-        queue.position += (switch + seconds) / queue.weight
+        queue.position += seconds / queue.weight
         for other in waiting:
             if other.lane == queue.lane and other is not queue:
                 ahead = other.position > queue.position
@@ -189,18 +177,6 @@ class Scheduler(Generic[APart]):
             total[queue.priority] += queue.weight
         for queue in waiting:
             queue.weight *= self._weights[queue.priority] / total[queue.priority]
-
-    def _next(self, waiting: Iterable[_Queue[APart]]) -> _Queue[APart]:
-        """The queue that is least far, those that cost a switch put back by what it takes."""
-
-        def place(queue: _Queue[APart]) -> tuple[float, bool]:
-            owed = self._switch_seconds(queue.lane) / self._switch_share
-            return queue.position + owed / queue.weight, queue.priority == "batch"
-
-        return min(waiting, key=place)
-
-    def _switch_seconds(self, lane: Hashable) -> float:
-        return 0.0 if self._lane is None else self._switch(self._lane, lane)
 
     def _lead(self, queue: _Queue[APart]) -> _Call[APart]:
         """A call of one queue's parts: what is owed to those nearly done, then the oldest."""

@@ -30,9 +30,6 @@ from worker.threads import use_all_cores
 
 SHIPPED = Path(model.__file__).parent / "zoo"
 
-MEASURE_AGAIN = 60.0
-"""Seconds between two attempts to replace a curve that was measured on a busy device."""
-
 log = logging.getLogger(__name__)
 
 
@@ -42,10 +39,7 @@ class ModelError(RuntimeError):
 
 @dataclass(eq=False, kw_only=True)
 class ServedModel:
-    """A loaded checkpoint, ready to answer queries.
-
-    curve: what its calls cost; replaced when it was doubtful and has been measured again.
-    """
+    """A loaded checkpoint, ready to answer queries; curve: what its calls cost."""
 
     header: Header
     checkpoint: Checkpoint
@@ -97,7 +91,6 @@ class Shelf:
         self._metrics = metrics or Metrics()
         self._precision, self._compile = precision, compile
         self._files: dict[Path, tuple[tuple[int, ...], Header | None]] = {}
-        self._measured = time.monotonic()
 
         self._lock = threading.Lock()  # never held while a file is read or a model is measured
         self._offered: dict[str, Header] = {}
@@ -146,14 +139,14 @@ class Shelf:
         """The loaded model; None when it must be loaded first, which starts in the background.
 
         ready: called once, from another thread, when the model is loaded or has failed to.
-        Raises `ModelError` for a digest that is not served here, and once after a load that failed;
-        the request after that tries again. Pin before the request to be sure that the model stays.
+        Raises `ModelError` for a digest that is not served here, and after a load that failed: it
+        is tried again only after a `refresh`. Pin before the request to be sure that it stays.
         """
         with self._lock:
             if (served := self._loaded.pop(digest, None)) is not None:
                 self._loaded[digest] = served  # now the last one to be unloaded
                 return served
-            if (reason := self._failed.pop(digest, None)) is not None:
+            if (reason := self._failed.get(digest)) is not None:
                 raise ModelError(reason)
             if digest not in self._wanted:
                 if digest not in self._offered:
@@ -162,7 +155,7 @@ class Shelf:
             waiting = self._wanted[digest].ready
             if ready not in waiting:
                 waiting.append(ready)
-            self._start(self._load_wanted)
+            self._start()
             return None
 
     def load(self, digest: str) -> ServedModel:
@@ -179,8 +172,8 @@ class Shelf:
             room = self.budget - self._held()
             fitting = []
             for header in self._offered.values():
-                if header.digest not in self._loaded and header.size <= room:
-                    room -= header.size
+                if header.digest not in self._loaded and self._size(header) <= room:
+                    room -= self._size(header)
                     fitting.append(header.digest)
         for digest in fitting:
             self.request(digest, _nothing)
@@ -199,7 +192,7 @@ class Shelf:
             if not self._pins[digest]:
                 del self._pins[digest]
                 if self._wanted:
-                    self._start(self._load_wanted)
+                    self._start()
 
     def refresh(self) -> None:
         """Look for files that came, went or changed; to be called by one thread, every few seconds.
@@ -207,15 +200,11 @@ class Shelf:
         A file replaced by another version is offered under its new digest. The old digest can be
         requested as long as it is loaded; once unloaded it is gone, and a job that asks for it must
         go to another worker or fail. Costs one `stat` a file, and a reading of those that changed.
-
-        A curve measured on a busy device is measured again when no model is pinned.
         """
         found = self._scan()
         with self._lock:
             self._offer(found)
-            due = time.monotonic() - self._measured > MEASURE_AGAIN
-            if due and not self._pins and self._doubtful() is not None:
-                self._start(self._measure_again)
+            self._failed.clear()
 
     # The folder
 
@@ -251,27 +240,32 @@ class Shelf:
 
     # Memory; the lock is held
 
+    def _size(self, header: Header) -> int:
+        """Bytes of a model's weights, with those of the copy that answers the fast rows."""
+        copied = self._compile or self._precision != torch.float32
+        return header.size + (header.size * self._precision.itemsize // 4 if copied else 0)
+
     def _held(self) -> int:
         """Bytes of all loaded weights."""
-        return sum(served.header.size for served in self._loaded.values())
+        return sum(self._size(served.header) for served in self._loaded.values())
 
     def _can_fit(self, header: Header) -> bool:
         """Whether there is room beside the pinned models; with none pinned there always is."""
-        pinned = [s.header.size for digest, s in self._loaded.items() if self._pins[digest]]
-        return not pinned or sum(pinned) + header.size <= self.budget
+        pinned = [self._size(s.header) for digest, s in self._loaded.items() if self._pins[digest]]
+        return not pinned or sum(pinned) + self._size(header) <= self.budget
 
     def _make_room(self, header: Header) -> None:
         """Unload what was used least recently until this model fits, or nothing is left."""
         unpinned = [digest for digest in self._loaded if not self._pins[digest]]
-        while unpinned and self._held() + header.size > self.budget:
+        while unpinned and self._held() + self._size(header) > self.budget:
             served = self._loaded.pop(unpinned.pop(0))
             self._tell(served.name)
             log.info("unloaded %s to make room for %s", served.name, header.name)
-        if header.size > self.budget:
+        if self._size(header) > self.budget:
             log.warning(
                 "%s has %d bytes of weights, more than all models may have (%d)",
                 header.name,
-                header.size,
+                self._size(header),
                 self.budget,
             )
 
@@ -279,13 +273,10 @@ class Shelf:
         loaded = any(served.name == name for served in self._loaded.values())
         self._metrics.model_loaded[name].set(loaded)
 
-    def _doubtful(self) -> ServedModel | None:
-        return next((s for s in self._loaded.values() if s.curve.doubtful), None)
-
-    def _start(self, target: Callable[[], None]) -> None:
+    def _start(self) -> None:
         """Run the loader's thread, unless it runs; it looks at `_wanted` before it ends."""
         if self._loader is None:
-            self._loader = threading.Thread(target=target, name="loader", daemon=True)
+            self._loader = threading.Thread(target=self._load_wanted, name="loader", daemon=True)
             self._loader.start()
 
     # The loader's thread
@@ -347,27 +338,7 @@ class Shelf:
         )
         return ServedModel(header=header, checkpoint=checkpoint, denoiser=denoiser, curve=curve)
 
-    def _measure_again(self) -> None:
-        """Measure one doubtful curve again, then see what has been requested meanwhile."""
-        use_all_cores()
-        with self._lock:
-            served = self._doubtful()
-        if served is not None:
-            try:
-                curve = self._curves.of(
-                    served.checkpoint, served.denoiser, lambda: self._idle_but_for(None)
-                )
-            except Exception:
-                log.exception("%s cannot be measured again", served.name)
-            else:
-                log.info("%s measured again: %s", served.name, curve)
-                if not curve.doubtful:
-                    served.curve = curve
-                    self._metrics.knee_rows[served.name].set(curve.knee)
-        self._measured = time.monotonic()
-        self._load_wanted()
-
-    def _idle_but_for(self, digest: str | None) -> bool:
+    def _idle_but_for(self, digest: str) -> bool:
         """Whether no model but this one, which is not loaded yet, has jobs in flight."""
         with self._lock:
             return not self._pins.keys() - {digest}

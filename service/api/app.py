@@ -1,10 +1,13 @@
 """The application: routes, problem documents and what lives as long as the process."""
 
+import asyncio
+import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
 from fastapi import FastAPI
+from redis.exceptions import RedisError
 
 from service.api import health, jobs, models, operations, problems
 from service.api.dependencies import Services
@@ -12,6 +15,11 @@ from service.api.schemas import ProblemDocument, component_schemas
 from service.jobs.hints import Hinter, make_celery
 from service.jobs.store import JobStore
 from service.settings import Settings
+
+log = logging.getLogger(__name__)
+
+DEADLINES = 0.5
+"""Seconds between two looks for jobs whose deadline has passed."""
 
 DESCRIPTION = "Diffusion models behind an API: generate, encode and likelihood, streamed."
 
@@ -24,9 +32,11 @@ def create_app(settings: Settings) -> FastAPI:
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         store, hinter = JobStore(settings), Hinter(make_celery(url))
         app.state.services = Services(settings, store, hinter)
+        deadlines = asyncio.create_task(_keep_deadlines(store))
         try:
             yield
         finally:
+            deadlines.cancel()
             hinter.close()
             await store.close()
 
@@ -36,6 +46,18 @@ def create_app(settings: Settings) -> FastAPI:
         app.include_router(part.router)
     _document_request_bodies(app)
     return app
+
+
+async def _keep_deadlines(store: JobStore) -> None:
+    """Settle late jobs for as long as the process lives, also while no worker does."""
+    while True:
+        try:
+            await store.expire()
+        except RedisError as error:
+            log.warning("deadlines cannot be kept now: %s", error)
+        except Exception:
+            log.exception("keeping deadlines goes on after an error")
+        await asyncio.sleep(DEADLINES)
 
 
 def _document_request_bodies(app: FastAPI) -> None:

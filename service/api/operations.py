@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import re
 from contextlib import aclosing, suppress
 from http import HTTPStatus
 from typing import Annotated, Any
@@ -12,6 +13,7 @@ from fastapi.responses import JSONResponse
 from kombu.exceptions import OperationalError
 
 from service.api.dependencies import Services, ServicesDep
+from service.api.problems import FieldError, invalid
 from service.api.schemas import (
     InvertRequest,
     JobView,
@@ -53,6 +55,16 @@ Prefer = Annotated[
     str | None, Header(description="`wait=N`: answer the finished job if it is done in N seconds")
 ]
 
+CancelAfter = Annotated[
+    str | None,
+    Header(
+        description="The job's deadline from now, e.g. `90s`, `500ms`, `15m`, `2h`: a job that has "
+        "not started by then is aborted, one that has not ended is canceled"
+    ),
+]
+DURATION = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,9})?) ?(ms|s|m|h)?")
+UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
+
 
 @router.post(
     "/generate",
@@ -64,9 +76,11 @@ Prefer = Annotated[
     ),
     **ANSWERS,
 )
-async def generate(request: Request, services: ServicesDep, prefer: Prefer = None) -> JSONResponse:
+async def generate(
+    request: Request, services: ServicesDep, prefer: Prefer = None, cancel_after: CancelAfter = None
+) -> JSONResponse:
     """Draw images from a model, or decode latents."""
-    return await _submit(request, services, "generate", prefer)
+    return await _submit(request, services, "generate", prefer, cancel_after)
 
 
 @router.post(
@@ -74,9 +88,11 @@ async def generate(request: Request, services: ServicesDep, prefer: Prefer = Non
     openapi_extra=request_body(InvertRequest, InvertParameters, IMAGES, {}),
     **ANSWERS,
 )
-async def invert(request: Request, services: ServicesDep, prefer: Prefer = None) -> JSONResponse:
+async def invert(
+    request: Request, services: ServicesDep, prefer: Prefer = None, cancel_after: CancelAfter = None
+) -> JSONResponse:
     """Encode images into their latents by the probability-flow ODE."""
-    return await _submit(request, services, "invert", prefer)
+    return await _submit(request, services, "invert", prefer, cancel_after)
 
 
 @router.post(
@@ -84,19 +100,26 @@ async def invert(request: Request, services: ServicesDep, prefer: Prefer = None)
     openapi_extra=request_body(LoglikRequest, LoglikParameters, IMAGES, {}),
     **ANSWERS,
 )
-async def loglik(request: Request, services: ServicesDep, prefer: Prefer = None) -> JSONResponse:
+async def loglik(
+    request: Request, services: ServicesDep, prefer: Prefer = None, cancel_after: CancelAfter = None
+) -> JSONResponse:
     """Give the log-likelihood of images, in nats and bits per dimension."""
-    return await _submit(request, services, "loglik", prefer)
+    return await _submit(request, services, "loglik", prefer, cancel_after)
 
 
 async def _submit(
-    request: Request, services: Services, operation: str, prefer: str | None
+    request: Request,
+    services: Services,
+    operation: str,
+    prefer: str | None,
+    cancel_after: str | None,
 ) -> JSONResponse:
     settings, store = services.settings, services.store
+    seconds = None if cancel_after is None else duration(cancel_after)
     # One more file than images, so that one image too many is counted and named.
     upload = await read_upload(request, settings.max_body, settings.max_count + 3)
     prepared = await prepare(store, settings, operation, upload)
-    job = await store.submit(prepared.job, prepared.inputs)
+    job = await store.submit(prepared.job, prepared.inputs, seconds)
     await _hint(services, job)
     headers = {}
     if (wait := preferred_wait(prefer)) is not None:
@@ -125,6 +148,16 @@ def preferred_wait(prefer: str | None) -> float | None:
         if name.strip().lower() == "wait" and value.isdecimal():
             return float(value)
     return None
+
+
+def duration(text: str) -> float:
+    """Seconds of a `Cancel-After`; 422 for what is none."""
+    match = DURATION.fullmatch(text.strip())
+    seconds = float(match[1]) * UNITS[match[2] or "s"] if match else 0.0
+    if seconds <= 0.0:
+        detail = "not a duration above 0; write a number with ms, s, m or h, for example 90s"
+        raise invalid(FieldError("Cancel-After", detail, text))
+    return seconds
 
 
 async def _wait(store: JobStore, job: Job, seconds: float) -> Job:

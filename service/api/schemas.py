@@ -36,6 +36,7 @@ class JobView(BaseModel):
     priority: Priority
     status: Status
     attempt: int
+    deadline: float | None
     cancel_requested: bool
     created: float | None
     started: float | None

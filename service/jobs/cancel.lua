@@ -1,10 +1,8 @@
 -- Cancel a queued job at once, ask the owner of a running one, leave a finished one alone.
 local status = get('status')
 if status == 'running' then
-  redis.call('HSET', JOB, 'cancel_requested', 1)
-  redis.call('SADD', CANCELED, arg.id)
+  ask_to_stop('requested')
 elseif may_become('canceled') then
-  redis.call('HSET', JOB, 'cancel_requested', 1)
-  finish('canceled', nil, nil, arg.data)
+  finish_canceled('requested')
 end
 return status

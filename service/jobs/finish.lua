@@ -1,4 +1,4 @@
--- End a claimed job: arg.status, .field, .document, .data (JSON texts).
+-- End a claimed job: arg.status, .field, .document, .data (JSON text).
 if get('status') == arg.status and get('token') == arg.token then
   return 1 -- sent again after a lost answer
 end

@@ -68,9 +68,15 @@ class Job:
     finished: float | None = None
     error: dict[str, Any] | None = None  # type, title, detail
     result: dict[str, Any] | None = None
-    cancel_requested: bool = False
+    deadline: float | None = None  # aborted or canceled then
+    cancel_reason: str | None = None  # requested or deadline; it has stopped or is to stop
     artifacts: dict[str, str] = field(default_factory=dict)  # name → media type
     last_event: str | None = None  # id of the terminal event
+
+    @property
+    def cancel_requested(self) -> bool:
+        """Whether the job has stopped before its end, or is to."""
+        return self.cancel_reason is not None
 
     def to_hash(self) -> dict[str, str]:
         """The fields that a new job is stored with; what is None is left out."""
@@ -86,16 +92,16 @@ class Job:
             "owner": self.owner,
             "status": self.status.value,
             "attempt": str(self.attempt),
-            "cancel_requested": str(int(self.cancel_requested)),
         }
-        for name in ("created", "started", "finished"):
+        for name in ("created", "started", "finished", "deadline"):
             if (time := getattr(self, name)) is not None:
                 fields[name] = f"{time:.6f}"
         for name in ("error", "result"):
             if (value := getattr(self, name)) is not None:
                 fields[name] = json.dumps(value)
-        if self.last_event is not None:
-            fields["last_event"] = self.last_event
+        for name in ("cancel_reason", "last_event"):
+            if (value := getattr(self, name)) is not None:
+                fields[name] = value
         return fields | {keys.ARTIFACT + name: kind for name, kind in self.artifacts.items()}
 
     @classmethod
@@ -126,7 +132,8 @@ class Job:
             finished=time("finished"),
             error=document("error"),
             result=document("result"),
-            cancel_requested=text["cancel_requested"] == "1",
+            deadline=time("deadline"),
+            cancel_reason=text.get("cancel_reason"),
             artifacts={
                 name.removeprefix(keys.ARTIFACT): kind
                 for name, kind in text.items()

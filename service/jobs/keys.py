@@ -1,20 +1,16 @@
 """Every Redis key of the service, in one place."""
 
-from collections.abc import Mapping
-
-from service.jobs.parameters import PRIORITIES, Priority
-
 PREFIX = "fokker:"
 
-QUEUED: Mapping[Priority, str] = {name: f"{PREFIX}queued:{name}" for name in PRIORITIES}
-"""Sorted set a priority: ids of the queued jobs, scored by when they were first submitted
-(Redis's seconds), so that a job which comes back keeps its place."""
 
 RUNNING = PREFIX + "running"
 """Sorted set: ids of the running jobs, scored by when their lease ends (Redis's seconds)."""
 
 CANCELED = PREFIX + "canceled"
-"""Set: ids of the running jobs whose owners ask to stop."""
+"""Hash: ids of the running jobs that must stop, to the reason: `requested` or `deadline`."""
+
+DEADLINES = PREFIX + "deadlines"
+"""Sorted set: ids of the unfinished jobs that have a deadline, scored by it (Redis's seconds)."""
 
 MODELS = PREFIX + "models"
 """Hash: model name to its card as JSON. It outlives the workers that announced it."""
@@ -52,6 +48,12 @@ def artifact(job_id: str, name: str) -> str:
     return f"{job(job_id)}:{ARTIFACT}{name}"
 
 
+def queue(priority: str, digest: str) -> str:
+    """Sorted set: ids of the queued jobs of a priority and a checkpoint, scored by when they were
+    first submitted (Redis's seconds), so that a job which comes back keeps its place."""
+    return f"{PREFIX}queued:{priority}:{digest}"
+
+
 def claim(token: str) -> str:
     """Id of the job that was claimed by this token, for as long as one lease."""
     return f"{PREFIX}claim:{token}"
@@ -62,16 +64,5 @@ def worker(worker_id: str) -> str:
     return f"{PREFIX}worker:{worker_id}"
 
 
-def of_all() -> list[str]:
-    """The keys that every script of `scripts` gets first, in the order that its prelude has."""
-    return [RUNNING, CANCELED, *(QUEUED[name] for name in PRIORITIES)]
-
-
-def of_job(job_id: str) -> list[str]:
-    """The keys of a script about one job, in the order in which the prelude names them."""
-    return [*of_all(), job(job_id), events(job_id), inputs(job_id)]
-
-
-def of_claim(token: str) -> list[str]:
-    """The keys of the script `claim`, which finds its job itself."""
-    return [*of_all(), claim(token)]
+SHARED = (RUNNING, CANCELED, DEADLINES)
+"""The keys that every script gets first, in the order in which the prelude names them."""

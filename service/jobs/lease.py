@@ -19,10 +19,7 @@ from service.jobs.job import Job, Status
 from service.jobs.parameters import Priority
 from service.settings import Settings
 
-Held = Literal["held", "cancel", "lost"]
-
-SCAN = 1024
-"""Ids of a queue that one claim looks at, so that it never holds Redis up for long."""
+Held = Literal["held", "lost"]
 
 LEASE_EXPIRED: dict[str, Any] = {
     "type": "about:blank",
@@ -57,7 +54,7 @@ class WorkerStore:
 
     def run(self, script: str, job_id: str, data: bytes | None = None, /, **named: Any) -> Any:
         """Run one of `scripts` on a job."""
-        return self._run(script, keys.of_job(job_id), data, id=job_id, **named)
+        return self._run(script, keys.SHARED, data, id=job_id, **named)
 
     def _run(
         self, script: str, names: Sequence[str], data: bytes | None = None, /, **named: Any
@@ -76,8 +73,8 @@ class WorkerStore:
 
         First is interactive before batch, then by time of submission, among the jobs of the
         checkpoints `digests` whose priority has room for at least one row: a job larger than the
-        room is given all the same, or it would wait for ever. Only the first SCAN ids of a queue
-        are looked at. Where the answer to a claim was lost, the next one gives that job.
+        room is given all the same, or it would wait for ever. Jobs past their deadline end here.
+        Where the answer to a claim was lost, the next one gives that job.
         """
         try:
             token = self._unanswered.pop()
@@ -86,13 +83,12 @@ class WorkerStore:
         try:
             flat = self._run(
                 "claim",
-                keys.of_claim(token),
+                (*keys.SHARED, keys.claim(token)),
                 token=token,
                 lease=self.settings.lease,
                 worker=self.worker_id,
                 digests=list(digests),
                 rooms=dict(rooms),
-                scan=SCAN,
             )
         except redis.RedisError:
             self._unanswered.append(token)
@@ -101,16 +97,13 @@ class WorkerStore:
             return None
         return Claim(self, Job.from_hash(dict(zip(flat[::2], flat[1::2], strict=True))), token)
 
-    def canceled(self) -> frozenset[str]:
-        """The ids of all running jobs whose owners ask to stop."""
-        asked = cast(set[bytes], self._redis.smembers(keys.CANCELED))
-        return frozenset(job_id.decode() for job_id in asked)
+    def canceled(self) -> dict[str, str]:
+        """The ids of all running jobs that must stop, and why: "requested" or "deadline"."""
+        asked = cast(dict[bytes, bytes], self._redis.hgetall(keys.CANCELED))
+        return {job_id.decode(): reason.decode() for job_id, reason in asked.items()}
 
     def renew(self, claims: Sequence["Claim"]) -> list[Held]:
-        """Prolong leases, all in one round trip; what became of each.
-
-        "held", "cancel" (held, but its owner asks to stop) or "lost".
-        """
+        """Prolong leases, all in one round trip; whether each is held."""
         script = self._script("renew")
         try:
             return self._renew_by(script.sha, claims)
@@ -120,11 +113,10 @@ class WorkerStore:
     def _renew_by(self, sha: str, claims: Sequence["Claim"]) -> list[Held]:
         with self._redis.pipeline(transaction=False) as batch:
             for claim in claims:
-                names = keys.of_job(claim.job.id)
                 said = scripts.arguments(
                     id=claim.job.id, token=claim.token, lease=self.settings.lease
                 )
-                batch.evalsha(sha, len(names), *names, *said)
+                batch.evalsha(sha, len(keys.SHARED), *keys.SHARED, *said)
             return [cast(Held, answer.decode()) for answer in batch.execute()]
 
     def inputs(self, job_id: str) -> bytes | None:
@@ -171,7 +163,6 @@ class WorkerStore:
             reason="the worker stopped answering",
             error=json.dumps(LEASE_EXPIRED),
             failed=json.dumps({"error": LEASE_EXPIRED}),
-            canceled=json.dumps({"reason": "requested"}),
         )
         if outcome != b"queued":
             return 0
@@ -212,13 +203,15 @@ class Claim:
         self._finish(Status.FAILED, "error", error)
 
     def cancel(self, reason: str) -> None:
-        """End the job as canceled. Raises `LeaseLost`."""
+        """End the job as canceled: "requested" or "deadline". Raises `LeaseLost`."""
         data = json.dumps({"reason": reason})
-        self._write("finish", status=Status.CANCELED, data=data)
+        self._write(
+            "finish", status=Status.CANCELED, field="cancel_reason", document=reason, data=data
+        )
 
     def release(self, reason: str = "the worker is shutting down") -> None:
         """Hand the job back to the queue, at the same attempt. Raises `LeaseLost`."""
-        self._write("release", reason=reason, canceled=json.dumps({"reason": "requested"}))
+        self._write("release", reason=reason)
         self._store.hint(self.job.id)
 
     def _finish(self, status: Status, field: str, document: Mapping[str, Any]) -> None:

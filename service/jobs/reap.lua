@@ -1,14 +1,14 @@
--- Settle a running job whose lease ended: arg.attempts, .reason, .error, .failed, .canceled.
-local ends = redis.call('ZSCORE', RUNNING, arg.id)
+-- Settle a running job whose lease ended: arg.attempts, .reason, .error, .failed.
+local ends = redis.call('ZSCORE', RUNNING, ID)
 if not ends or tonumber(ends) > now() then
   return 'held'
 end
 if get('status') ~= 'running' then
-  redis.call('ZREM', RUNNING, arg.id)
+  redis.call('ZREM', RUNNING, ID)
   return 'gone'
 end
-if get('cancel_requested') == '1' then
-  finish('canceled', nil, nil, arg.canceled)
+if get('cancel_reason') then
+  finish_canceled(get('cancel_reason'))
   return 'canceled'
 end
 local attempt = tonumber(get('attempt'))

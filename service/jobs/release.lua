@@ -1,9 +1,9 @@
--- Hand a claimed job back, unfinished: arg.reason, .canceled (the data of that event).
+-- Hand a claimed job back, unfinished: arg.reason.
 if not held() then
   return 0
 end
-if get('cancel_requested') == '1' then
-  finish('canceled', nil, nil, arg.canceled)
+if get('cancel_reason') then
+  finish_canceled(get('cancel_reason'))
 else
   requeue(tonumber(get('attempt')), arg.reason)
 end

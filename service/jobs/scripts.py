@@ -40,5 +40,6 @@ def _shared() -> str:
             f"local PRIORITIES = {{{priorities}}}",
             f"local ARTIFACT = '{keys.ARTIFACT}'",
             f"local JOB_OF, EVENTS_OF = '{keys.job('%s')}', '{keys.events('%s')}'",
+            f"local INPUTS_OF, QUEUE_OF = '{keys.inputs('%s')}', '{keys.queue('%s', '%s')}'",
         )
     )

@@ -13,7 +13,6 @@ from service.jobs import keys, scripts
 from service.jobs.job import FINISHED, Job
 from service.settings import Settings
 
-CANCELED_BY_REQUEST = json.dumps({"reason": "requested"})
 FROM_THE_START = "0-0"
 BLOCK = 15.0  # seconds that one read of a stream may block
 
@@ -62,9 +61,16 @@ class JobStore:
         """Return if Redis answers."""
         await self._redis.ping()
 
-    async def submit(self, job: Job, inputs: bytes | None = None) -> Job:
-        """Store a new job with its inputs and its `queued` event, at once or not at all."""
-        flat = await self._run("submit", job.id, inputs, fields=job.to_hash())
+    async def submit(
+        self, job: Job, inputs: bytes | None = None, cancel_after: float | None = None
+    ) -> Job:
+        """Store a new job with its inputs and its `queued` event, at once or not at all.
+
+        cancel_after: seconds until its deadline, if it is to have one.
+        """
+        flat = await self._run(
+            "submit", job.id, inputs, fields=job.to_hash(), cancel_after=cancel_after
+        )
         return Job.from_hash(dict(zip(flat[::2], flat[1::2], strict=True)))
 
     async def get(self, job_id: str) -> Job | None:
@@ -74,8 +80,16 @@ class JobStore:
 
     async def cancel(self, job_id: str) -> Job | None:
         """End a queued job, ask for the end of a running one, leave a finished one unchanged."""
-        await self._run("cancel", job_id, data=CANCELED_BY_REQUEST)
+        await self._run("cancel", job_id)
         return await self.get(job_id)
+
+    async def expire(self) -> None:
+        """Settle the jobs whose deadline has passed; whoever has a store may call it."""
+        seconds, microseconds = await self._redis.time()
+        now = seconds + microseconds / 1e6
+        late = self._redis.zrangebyscore(keys.DEADLINES, "-inf", now, start=0, num=1000)
+        for job_id in cast(list[bytes], await late):
+            await self._run("expire", job_id.decode())
 
     async def read_events(self, job_id: str, after: str, block_ms: int) -> list[Event]:
         """The events after the id `after`; waits up to `block_ms` for the first one."""
@@ -138,4 +152,4 @@ class JobStore:
     ) -> Any:
         named |= {"ttl": self._settings.job_ttl, "stream_length": self._settings.stream_length}
         call = self._redis.register_script(scripts.source(script))
-        return await call(keys.of_job(job_id), scripts.arguments(data, id=job_id, **named))
+        return await call(keys.SHARED, scripts.arguments(data, id=job_id, **named))

@@ -10,6 +10,7 @@ import redis
 from service.api import create_app
 from service.jobs import keys
 from service.jobs.lease import Claim, WorkerStore
+from service.jobs.parameters import PRIORITIES
 from service.jobs.store import JobStore
 from service.settings import Settings
 from tests.service.helpers import CARDS, LIMIT, ROOMS, until
@@ -64,7 +65,15 @@ async def client(settings: Settings, worker: WorkerStore) -> AsyncIterator[httpx
 def queued(redis_url: str) -> Iterator[Callable[[], list[str]]]:
     """`queued()`: the ids of the jobs that wait, in the order in which they are next."""
     with redis.Redis.from_url(redis_url, decode_responses=True) as client:
-        yield lambda: [job for queue in keys.QUEUED.values() for job in client.zrange(queue, 0, -1)]
+
+        def ids() -> list[str]:
+            waiting: list[str] = []
+            for priority in PRIORITIES:
+                queues = list(client.scan_iter(keys.queue(priority, "*")))
+                waiting += client.zunion(queues) if queues else []
+            return waiting
+
+        yield ids
 
 
 @pytest.fixture

@@ -55,7 +55,8 @@ def test_a_job_comes_back_from_its_hash():
         finished=3.125,
         error={"title": "ü"},
         result={"images": []},
-        cancel_requested=True,
+        deadline=9.5,
+        cancel_reason="requested",
         artifacts={"0.png": "image/png"},
         last_event="3125-0",
     )

@@ -144,7 +144,8 @@ async def test_renewing_tells_the_worker_that_its_job_is_to_be_canceled(
     asked = await store.cancel(claim.job.id)
     assert asked is not None
     assert (asked.status, asked.cancel_requested) == (Status.RUNNING, True)
-    assert worker.renew([claim]) == ["cancel"]
+    assert worker.canceled() == {claim.job.id: "requested"}
+    assert worker.renew([claim]) == ["held"]
     claim.cancel("requested")
     ended = await store.get(claim.job.id)
     assert ended is not None

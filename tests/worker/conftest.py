@@ -156,15 +156,16 @@ def claimed(settings: Settings, store: WorkerStore, served: ServedModel) -> Call
 def claiming(settings: Settings, store: WorkerStore, served: ServedModel) -> Callable[..., Claim]:
     """Submits and claims jobs for a model."""
 
-    async def submit(job: Job, inputs: bytes | None) -> None:
+    async def submit(job: Job, inputs: bytes | None, cancel_after: float | None) -> None:
         jobs = JobStore(settings)
-        await jobs.submit(job, inputs)
+        await jobs.submit(job, inputs, cancel_after)
         await jobs.close()
 
     def claim(
         operation: str,
         inputs: bytes | None = None,
         priority: Priority = "interactive",
+        cancel_after: float | None = None,
         **parameters: Any,
     ) -> Claim:
         job = Job(
@@ -176,7 +177,7 @@ def claiming(settings: Settings, store: WorkerStore, served: ServedModel) -> Cal
             priority=priority,
             rows=rows_of(inputs, parameters),
         )
-        asyncio.run(submit(job, inputs))
+        asyncio.run(submit(job, inputs, cancel_after))
         found = store.claim([job.digest], dict.fromkeys(PRIORITIES, 1))
         assert found is not None
         assert found.job.id == job.id

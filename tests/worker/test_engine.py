@@ -1,6 +1,7 @@
 """The engine over the real Redis: merging, leaving, failing, handing back."""
 
 import io
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -237,7 +238,7 @@ def test_a_cancelled_job_frees_its_rows_before_the_next_tick(
     stopped.admit(stays)
     stopped.admit(leaves)
     stopped.engine.tick()
-    stopped.engine.stop_job(leaves, "cancel")
+    stopped.engine.stop_job(leaves, "requested")
     stopped.run()
     assert calls == [5] + [1] * 11
     assert stopped.job(leaves).status is Status.CANCELED
@@ -337,7 +338,7 @@ def test_nothing_stays_behind_when_all_jobs_have_left(
     leaves = claimed("generate", count=40, seed=1, sampler=DDPM)
     stopped.admit(leaves)
     stopped.engine.tick()
-    stopped.engine.stop_job(leaves, "cancel")
+    stopped.engine.stop_job(leaves, "requested")
     stopped.run(claimed("invert", levels(points(3))), claimed("loglik", levels(points(20)), seed=0))
     assert stopped.engine.idle
 
@@ -452,7 +453,25 @@ def test_a_job_that_waits_for_its_model_is_kept_alive_and_starts_when_it_is_ther
     assert stopped.job(claim).status is Status.SUCCEEDED
 
 
-@pytest.mark.parametrize("reason", ["cancel", "lost"])
+def test_a_deadline_ends_a_job_between_two_ticks_and_leaves_the_others(
+    stopped: Stopped, claimed: Claimed
+) -> None:
+    late = claimed("generate", count=3, seed=1, sampler=DDPM, cancel_after=0.5)
+    other = claimed("generate", count=2, seed=2, sampler=DDPM, cancel_after=1000.0)
+    stopped.admit(late)
+    stopped.admit(other)
+    stopped.engine.tick()
+    assert len(stopped.engine.claims()) == 2
+    time.sleep(0.5)
+    stopped.engine.tick()
+    assert stopped.engine.claims() == [other]
+    stopped.run()
+    assert stopped.job(late).status is Status.CANCELED
+    assert stopped.job(late).cancel_reason == "deadline"
+    assert stopped.job(other).status is Status.SUCCEEDED
+
+
+@pytest.mark.parametrize("reason", ["requested", "deadline", "lost"])
 def test_a_job_that_waits_for_its_model_can_be_stopped(
     stopped: Stopped, shelf: Shelf, claimed: Claimed, reason: str
 ) -> None:
@@ -464,7 +483,7 @@ def test_a_job_that_waits_for_its_model_can_be_stopped(
     assert stopped.engine.idle
     loading.arrive()
     stopped.run()
-    expected = Status.CANCELED if reason == "cancel" else Status.RUNNING
+    expected = Status.RUNNING if reason == "lost" else Status.CANCELED
     assert stopped.job(claim).status is expected
 
 
