@@ -49,6 +49,27 @@ class Settings(BaseSettings):
         default=2, ge=1, description="Times that a job is started before it fails."
     )
     stream_length: int = Field(default=1000, ge=10, description="Events kept of one job (about).")
+    max_previews: int = Field(
+        default=64, ge=1, description="Previews kept of one job; the oldest go first."
+    )
+    preview_bytes: int = Field(
+        default=8 * 2**20, ge=1, description="Bytes of previews kept of one job."
+    )
+    max_queued: int = Field(
+        default=10_000, ge=1, description="Jobs that may wait; more are answered 503."
+    )
+    max_owner_cost: int | None = Field(
+        default=None,
+        ge=1,
+        description="Rows × network calls that the jobs of one API key may have unfinished; more "
+        "are answered 429. A single job is always taken.",
+    )
+    requests_per_minute: int | None = Field(
+        default=None, ge=1, description="Jobs that one API key may submit in a minute."
+    )
+    idempotency_ttl: int = Field(
+        default=86_400, ge=1, description="Seconds that an Idempotency-Key is remembered."
+    )
     engine_jobs: int | None = Field(
         default=None,
         ge=1,

@@ -77,8 +77,8 @@ class Courier:
                 log.warning("%s", lost)
                 self._lost.add(claim)
                 return None
-            except (redis.ConnectionError, redis.TimeoutError) as error:
-                log.warning("Redis is away (%s); trying again", error)
+            except (redis.ConnectionError, redis.TimeoutError, redis.OutOfMemoryError) as error:
+                log.warning("Redis takes nothing now (%s); trying again", error)
                 if self._stopping.wait(_RETRY_SECONDS):
                     return None
             except Exception:

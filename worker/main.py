@@ -163,7 +163,8 @@ class Keeper:
                 self._pass_on_cancellations()
                 if count % rounds == 0:
                     self._renew()
-                    self._store.announce(self._shelf.cards, lease)
+                    self._store.announce(self._shelf.cards, lease, self._shelf.rates)
+                    self._store.look_at_memory()
                     self._store.reap()
             except redis.RedisError as error:
                 log.warning("Redis does not answer: %s", error)

@@ -120,6 +120,13 @@ class Shelf:
             return frozenset({*self._offered, *self._loaded})
 
     @property
+    def rates(self) -> dict[str, float]:
+        """Row-calls a second at the knee, of every loaded model by digest."""
+        with self._lock:
+            curves = {digest: served.curve for digest, served in self._loaded.items()}
+        return {digest: c.knee / c.seconds_for(c.knee) for digest, c in curves.items()}
+
+    @property
     def models(self) -> dict[str, ServedModel]:
         """Every model of the folder by digest, all loaded before this returns."""
         return {card["digest"]: self.load(card["digest"]) for card in self.cards}

@@ -52,7 +52,7 @@ async def _keep_deadlines(store: JobStore) -> None:
     """Settle late jobs for as long as the process lives, also while no worker does."""
     while True:
         try:
-            await store.expire()
+            await store.settle()
         except RedisError as error:
             log.warning("deadlines cannot be kept now: %s", error)
         except Exception:

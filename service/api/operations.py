@@ -119,7 +119,7 @@ async def _submit(
     # One more file than images, so that one image too many is counted and named.
     upload = await read_upload(request, settings.max_body, settings.max_count + 3)
     prepared = await prepare(store, settings, operation, upload)
-    job = await store.submit(prepared.job, prepared.inputs, seconds)
+    job = await store.submit(prepared.job, prepared.inputs, cancel_after=seconds)
     await _hint(services, job)
     headers = {}
     if (wait := preferred_wait(prefer)) is not None:

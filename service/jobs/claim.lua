@@ -1,14 +1,13 @@
 -- Take the first queued job that the worker can run, the most urgent priority first, in order:
 -- arg.token, .lease, .worker, .digests (that it serves), .rooms (rows, by priority). A job larger
 -- than the room is taken while there is any.
-local CLAIM = KEYS[4]
 local time = now()
 
-local taken = redis.call('GET', CLAIM)
+local taken = redis.call('GET', string.format(CLAIM_OF, arg.token))
 if taken then
   look_at(taken)
   if held() then -- sent again after a lost answer
-    redis.call('ZADD', RUNNING, 'XX', seconds(time + arg.lease), ID)
+    prolong_lease()
     return redis.call('HGETALL', JOB)
   end
 end
@@ -46,10 +45,9 @@ for _, priority in ipairs(PRIORITIES) do
   local id = (arg.rooms[priority] or 0) > 0 and first_with(priority)
   if id then
     look_at(id)
-    redis.call('ZREM', queue(), ID)
-    redis.call('ZADD', RUNNING, seconds(time + arg.lease), ID)
+    leave_queue()
     redis.call('HSET', JOB, 'status', 'running', 'started', seconds(time), 'token', arg.token)
-    redis.call('SET', CLAIM, ID, 'PX', math.ceil(arg.lease * 1000))
+    begin_lease()
     event('started', cjson.encode({worker = arg.worker, attempt = tonumber(get('attempt'))}))
     return redis.call('HGETALL', JOB)
   end

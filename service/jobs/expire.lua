@@ -1,7 +1,6 @@
 -- Settle a job whose deadline has passed: a queued one is aborted, the owner of a running one is
 -- asked to stop, and one that nobody owns any more is canceled.
-local time = now()
-if not overdue(time) then
+if not overdue(now()) then
   return 0
 end
 local status = get('status')
@@ -9,8 +8,7 @@ if status == 'queued' then
   finish_canceled('deadline')
 elseif status == 'running' then
   ask_to_stop('deadline')
-  local ends = redis.call('ZSCORE', RUNNING, ID)
-  if not ends or tonumber(ends) <= time then
+  if not leased() then
     finish_canceled(get('cancel_reason'))
   end
 end

@@ -69,7 +69,8 @@ class Job:
     error: dict[str, Any] | None = None  # type, title, detail
     result: dict[str, Any] | None = None
     deadline: float | None = None  # aborted or canceled then
-    cancel_reason: str | None = None  # requested or deadline; it has stopped or is to stop
+    cancel_reason: str | None = None  # requested, deadline or abandoned: it is to stop, or has
+    webhook: str | None = None  # URL that is told of the job's end
     artifacts: dict[str, str] = field(default_factory=dict)  # name → media type
     last_event: str | None = None  # id of the terminal event
 
@@ -77,6 +78,11 @@ class Job:
     def cancel_requested(self) -> bool:
         """Whether the job has stopped before its end, or is to."""
         return self.cancel_reason is not None
+
+    @property
+    def cost(self) -> int:
+        """Row-calls: rows times network calls, about what the job takes of a device."""
+        return self.rows * self.calls
 
     def to_hash(self) -> dict[str, str]:
         """The fields that a new job is stored with; what is None is left out."""
@@ -99,7 +105,7 @@ class Job:
         for name in ("error", "result"):
             if (value := getattr(self, name)) is not None:
                 fields[name] = json.dumps(value)
-        for name in ("cancel_reason", "last_event"):
+        for name in ("cancel_reason", "webhook", "last_event"):
             if (value := getattr(self, name)) is not None:
                 fields[name] = value
         return fields | {keys.ARTIFACT + name: kind for name, kind in self.artifacts.items()}
@@ -134,6 +140,7 @@ class Job:
             result=document("result"),
             deadline=time("deadline"),
             cancel_reason=text.get("cancel_reason"),
+            webhook=text.get("webhook"),
             artifacts={
                 name.removeprefix(keys.ARTIFACT): kind
                 for name, kind in text.items()

@@ -12,6 +12,22 @@ CANCELED = PREFIX + "canceled"
 DEADLINES = PREFIX + "deadlines"
 """Sorted set: ids of the unfinished jobs that have a deadline, scored by it (Redis's seconds)."""
 
+TOTALS = PREFIX + "totals"
+"""Hash of sums: `jobs` that wait; row-calls (rows × network calls) that wait, by the key of their
+queue; that run, by `running(digest)`; that an owner has unfinished, by `owner:` and its name."""
+
+WATCHERS = PREFIX + "watchers"
+"""Hash: ids of the unfinished jobs to the number of those who follow their events."""
+
+ABANDONED = PREFIX + "abandoned"
+"""Sorted set: ids of the jobs that are canceled unless somebody follows them by then."""
+
+WEBHOOKS = PREFIX + "webhooks"
+"""Sorted set: ids of the finished jobs whose webhook is due then (Redis's seconds)."""
+
+SECRET = PREFIX + "secret"
+"""Bytes that sign URLs and webhooks, unless a setting gives them."""
+
 MODELS = PREFIX + "models"
 """Hash: model name to its card as JSON. It outlives the workers that announced it."""
 
@@ -43,6 +59,11 @@ def inputs(job_id: str) -> str:
     return f"{job(job_id)}:inputs"
 
 
+def previews(job_id: str) -> str:
+    """List: size and event id of the job's previews that its stream still has, oldest first."""
+    return f"{job(job_id)}:previews"
+
+
 def artifact(job_id: str, name: str) -> str:
     """Bytes: one artifact of the job."""
     return f"{job(job_id)}:{ARTIFACT}{name}"
@@ -54,15 +75,30 @@ def queue(priority: str, digest: str) -> str:
     return f"{PREFIX}queued:{priority}:{digest}"
 
 
+def running(digest: str) -> str:
+    """The total of the row-calls that run on a checkpoint (a field of TOTALS, no key)."""
+    return f"running:{digest}"
+
+
+def owned(owner: str) -> str:
+    """Sorted set: ids of an owner's jobs, scored by when they were submitted."""
+    return f"{PREFIX}owned:{owner}"
+
+
+def request(name: str) -> str:
+    """Hash: the job and the fingerprint of a request that is to be carried out only once."""
+    return f"{PREFIX}request:{name}"
+
+
 def claim(token: str) -> str:
-    """Id of the job that was claimed by this token, for as long as one lease."""
+    """Id of the job that was claimed by this token; it lives as long as the lease."""
     return f"{PREFIX}claim:{token}"
 
 
 def worker(worker_id: str) -> str:
-    """JSON list of the models that a live worker serves; it expires with the worker."""
+    """A live worker's `beat.Beat`; it expires with the worker."""
     return f"{PREFIX}worker:{worker_id}"
 
 
-SHARED = (RUNNING, CANCELED, DEADLINES)
-"""The keys that every script gets first, in the order in which the prelude names them."""
+SHARED = (RUNNING, CANCELED, DEADLINES, TOTALS, WATCHERS, ABANDONED, WEBHOOKS)
+"""The keys that every script gets, in the order in which the prelude names them."""

@@ -15,6 +15,7 @@ import redis
 from redis.commands.core import Script
 
 from service.jobs import keys, scripts
+from service.jobs.beat import Beat, memory_low
 from service.jobs.job import Job, Status
 from service.jobs.parameters import Priority
 from service.settings import Settings
@@ -46,6 +47,8 @@ class WorkerStore:
         self.hint = hint
         self._redis: redis.Redis = redis.Redis.from_url(settings.require_redis())
         self._scripts: dict[str, Script] = {}
+        self.short = False
+        """Whether Redis was short of memory at the last `look_at_memory`."""
         self._unanswered: list[str] = []  # tokens of claims that may have been granted
 
     def close(self) -> None:
@@ -83,7 +86,7 @@ class WorkerStore:
         try:
             flat = self._run(
                 "claim",
-                (*keys.SHARED, keys.claim(token)),
+                keys.SHARED,
                 token=token,
                 lease=self.settings.lease,
                 worker=self.worker_id,
@@ -123,15 +126,27 @@ class WorkerStore:
         """The packed arrays of a job (see `arrays`), None if it has none."""
         return cast(bytes | None, self._redis.get(keys.inputs(job_id)))
 
-    def announce(self, cards: Sequence[Mapping[str, Any]], ttl: float) -> None:
-        """Enter models in the registry, and be alive for `ttl` more seconds."""
+    def announce(
+        self,
+        cards: Sequence[Mapping[str, Any]],
+        ttl: float,
+        rates: Mapping[str, float] | None = None,
+    ) -> None:
+        """Enter models in the registry, and be alive for `ttl` more seconds.
+
+        rates: row-calls a second by digest, where they are known.
+        """
         with self._redis.pipeline() as batch:
             for card in cards:
                 batch.hset(keys.MODELS, card["name"], json.dumps(card))
-            names = json.dumps([card["name"] for card in cards])
-            batch.set(keys.worker(self.worker_id), names, px=int(ttl * 1000))
+            beat = Beat(models=[card["name"] for card in cards], rates=dict(rates or {}))
+            batch.set(keys.worker(self.worker_id), beat.to_json(), px=int(ttl * 1000))
             batch.sadd(keys.WORKERS, self.worker_id)
             batch.execute()
+
+    def look_at_memory(self) -> None:
+        """Find out whether there is memory for previews."""
+        self.short = memory_low(self._redis.info("memory"))
 
     def withdraw(self) -> None:
         """Be alive no more; the models stay in the registry."""
@@ -187,8 +202,21 @@ class Claim:
         return self._store.inputs(self.job.id)
 
     def event(self, kind: str, data: Mapping[str, Any]) -> None:
-        """Append a `step` or `preview` event. Raises `LeaseLost`."""
-        self._write("event", type=kind, data=json.dumps(data))
+        """Append a `step` or `preview` event. Raises `LeaseLost`.
+
+        Of a job's previews the stream keeps the last few. While Redis is short of memory, and where
+        one is larger than all may be together, a preview is dropped.
+        """
+        text, settings = json.dumps(data), self._store.settings
+        if kind == "preview" and (self._store.short or len(text) > settings.preview_bytes):
+            return
+        self._write(
+            "event",
+            type=kind,
+            data=text,
+            most_previews=settings.max_previews,
+            preview_bytes=settings.preview_bytes,
+        )
 
     def put_artifact(self, name: str, media_type: str, data: bytes) -> None:
         """Store an artifact, replacing one of that name. Raises `LeaseLost`."""

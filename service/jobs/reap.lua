@@ -1,6 +1,6 @@
 -- Settle a running job whose lease ended: arg.attempts, .reason, .error, .failed.
 local ends = redis.call('ZSCORE', RUNNING, ID)
-if not ends or tonumber(ends) > now() then
+if not ends or tonumber(ends) > now() or leased() then
   return 'held'
 end
 if get('status') ~= 'running' then

@@ -40,6 +40,9 @@ def _shared() -> str:
             f"local PRIORITIES = {{{priorities}}}",
             f"local ARTIFACT = '{keys.ARTIFACT}'",
             f"local JOB_OF, EVENTS_OF = '{keys.job('%s')}', '{keys.events('%s')}'",
-            f"local INPUTS_OF, QUEUE_OF = '{keys.inputs('%s')}', '{keys.queue('%s', '%s')}'",
+            f"local INPUTS_OF, PREVIEWS_OF = '{keys.inputs('%s')}', '{keys.previews('%s')}'",
+            f"local QUEUE_OF, RUNNING_OF = '{keys.queue('%s', '%s')}', '{keys.running('%s')}'",
+            f"local CLAIM_OF, OWNED_OF = '{keys.claim('%s')}', '{keys.owned('%s')}'",
+            f"local REQUEST_OF = '{keys.request('%s')}'",
         )
     )

@@ -109,7 +109,7 @@ async def test_a_late_job_of_a_lost_worker_is_canceled_by_the_api(
     claimed(lost)
     lost.close()
     await asyncio.sleep(0.1)
-    await store.expire()
+    await store.settle()
     settled = await store.get(job.id)
     assert settled is not None
     assert (settled.status, settled.cancel_reason) == (Status.CANCELED, "deadline")
@@ -119,7 +119,7 @@ async def test_a_job_that_ended_in_time_stays_as_it_is(store: JobStore, worker: 
     job = await store.submit(a_job(), cancel_after=0.05)
     claimed(worker).succeed({})
     await asyncio.sleep(0.06)
-    await store.expire()
+    await store.settle()
     settled = await store.get(job.id)
     assert settled is not None
     assert settled.status is Status.SUCCEEDED
@@ -132,8 +132,8 @@ async def test_a_job_that_was_handed_back_late_is_aborted_or_canceled_once(
     claim = claimed(worker)
     await asyncio.sleep(0.03)
     claim.release()
-    await store.expire()
-    await store.expire()
+    await store.settle()
+    await store.settle()
     settled = await store.get(job.id)
     assert settled is not None
     assert settled.status is Status.ABORTED

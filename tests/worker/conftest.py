@@ -158,7 +158,7 @@ def claiming(settings: Settings, store: WorkerStore, served: ServedModel) -> Cal
 
     async def submit(job: Job, inputs: bytes | None, cancel_after: float | None) -> None:
         jobs = JobStore(settings)
-        await jobs.submit(job, inputs, cancel_after)
+        await jobs.submit(job, inputs, cancel_after=cancel_after)
         await jobs.close()
 
     def claim(
