@@ -30,6 +30,9 @@ FIRST_STAGE, LAST_STAGE = 2, 7
 
 _ORDER = 5
 _SAFETY, _SHRINK, _GROW = 0.9, 0.2, 10.0
+_LAST = 1.2
+"""A step that comes this near to the end goes all the way: it is judged like any other, and a
+sliver of a step less is six evaluations less (benchmarks/RESULTS.md)."""
 
 # By phase: the point y + h Σ a_i k_i, at t + c h, and the stage that its slope becomes.
 _C = torch.tensor([0.0, 1.0, 1 / 5, 3 / 10, 4 / 5, 8 / 9, 1.0, 1.0], dtype=torch.float64)
@@ -179,10 +182,9 @@ class AdaptiveRows:
         return (self.slots["t"][at] - start) / (self.slots["end"][at] - start)
 
     def _next_step(self, at: Tensor) -> None:
-        """A step that would leave a sliver for the next one takes it along."""
         s = self.slots
         remaining = s["end"][at] - s["t"][at]
-        s["last"][at] = last = s["step"][at] >= remaining.abs()
+        s["last"][at] = last = _LAST * s["step"][at] >= remaining.abs()
         direction = torch.sign(s["end"][at] - s["start"][at])
         s["h"][at] = torch.where(last, remaining, direction * s["step"][at])
         s["k"][at, 1:] = 0.0  # a stage that is no number must not outlive its step

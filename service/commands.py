@@ -6,34 +6,46 @@ import typer
 
 
 def register(app: typer.Typer) -> None:
-    """Add `serve` and `up` to the command line."""
+    """Add `serve`, `key` and `up` to the command line."""
     from service.up import register_up
 
     app.command()(serve)
+    app.command()(key)
     register_up(app)
 
 
 def serve(
     host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
     port: Annotated[int | None, typer.Option(help="Port to listen on.")] = None,
+    no_auth: Annotated[
+        bool, typer.Option("--no-auth", help="Serve a network without API keys.")
+    ] = False,
 ) -> None:
     """Serve the REST API over the Redis at FOKKER_REDIS_URL."""
-    import uvicorn
-
-    from service.api import create_app
+    from service.api.server import run
     from service.settings import Settings, SettingsError
 
+    given = {"host": host, "port": port, "no_auth": no_auth or None}
     try:
-        settings = Settings.load()
-        api = create_app(settings)
+        run(Settings.load(**{name: value for name, value in given.items() if value is not None}))
     except SettingsError as error:
         typer.echo(f"fokker serve: {error}", err=True)
         raise typer.Exit(2) from error
-    uvicorn.run(
-        api,
-        host=host or settings.host,
-        port=settings.port if port is None else port,
-        log_level=settings.log_level.lower(),
-        # Open event streams must not hold up a shutdown: their clients resume elsewhere.
-        timeout_graceful_shutdown=3,
-    )
+
+
+def key(
+    owner: Annotated[str, typer.Argument(help="Whose jobs the key opens.")],
+    hashed: Annotated[
+        bool, typer.Option("--hashed", help="Print the line for FOKKER_API_KEYS_FILE, too.")
+    ] = False,
+) -> None:
+    """Make an API key: the entry for FOKKER_API_KEYS, which is all that knows it."""
+    from service.api.auth import OWNER, Key, new_key
+
+    if not OWNER.fullmatch(owner):
+        typer.echo("fokker key: an owner is 1 to 64 letters, digits, dots, - or _", err=True)
+        raise typer.Exit(2)
+    made = new_key()
+    typer.echo(f"{owner}:{made}")
+    if hashed:
+        typer.echo(str(Key.of(owner, made)))

@@ -6,7 +6,7 @@ A `Settings` is built once at start and handed down; nothing reads the environme
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
@@ -27,6 +27,27 @@ class Settings(BaseSettings):
         default=None, description="Folder of *.safetensors checkpoints; the shipped ones if unset."
     )
     host: str = Field(default="127.0.0.1", description="Address that the API listens on.")
+    api_keys: SecretStr | None = Field(
+        default=None,
+        description="API keys as owner:key, separated by commas; `fokker key OWNER` makes one.",
+    )
+    api_keys_file: Path | None = Field(
+        default=None, description="File of API keys as owner:salt:hash, one a line."
+    )
+    no_auth: bool = Field(
+        default=False, description="Serve other addresses than loopback without API keys."
+    )
+    secret: SecretStr | None = Field(
+        default=None,
+        min_length=16,
+        description="Signs URLs and webhooks; one is made and kept in Redis if unset.",
+    )
+    signed_ttl: int = Field(default=3600, ge=1, description="Seconds that a signed URL works.")
+    cors_origins: str = Field(
+        default="",
+        description="Origins of web pages that may call the API from a browser, separated by "
+        "commas; none if empty.",
+    )
     port: int = Field(default=8000, ge=0, le=65_535, description="Port that the API listens on.")
     job_ttl: int = Field(
         default=86_400, ge=1, description="Seconds that a finished job and its artifacts are kept."

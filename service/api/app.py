@@ -7,10 +7,13 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from fastapi import FastAPI
+from fastapi.middleware.cors import CORSMiddleware
 from redis.exceptions import RedisError
 
 from service.api import health, jobs, models, operations, problems
-from service.api.dependencies import Services
+from service.api.auth import Gate, Signer, read_keys
+from service.api.dependencies import Services, State
+from service.api.rates import Rates
 from service.api.schemas import ProblemDocument, component_schemas
 from service.jobs.hints import Hinter, make_celery
 from service.jobs.store import JobStore
@@ -18,29 +21,42 @@ from service.settings import Settings
 
 log = logging.getLogger(__name__)
 
-DEADLINES = 0.5
-"""Seconds between two looks for jobs whose deadline has passed."""
+CHORES = 0.5
+"""Seconds between two looks at what the API has to do without being asked."""
 
 DESCRIPTION = "Diffusion models behind an API: generate, encode and likelihood, streamed."
 
 
 def create_app(settings: Settings) -> FastAPI:
     """The API over the Redis of `settings`; raises `SettingsError` if none is set."""
-    url = settings.require_redis()
+    url, keys = settings.require_redis(), read_keys(settings)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         store, hinter = JobStore(settings), Hinter(make_celery(url))
-        app.state.services = Services(settings, store, hinter)
-        deadlines = asyncio.create_task(_keep_deadlines(store))
+        signer = Signer(lambda: _secret(settings, store), settings.signed_ttl)
+        services = app.state.services = Services(
+            settings=settings,
+            store=store,
+            hinter=hinter,
+            gate=Gate(keys, signer),
+            signer=signer,
+            rates=Rates(url, settings.requests_per_minute),
+            state=State(),
+        )
+        chores = asyncio.create_task(_do_chores(services))
         try:
             yield
         finally:
-            deadlines.cancel()
+            chores.cancel()
             hinter.close()
             await store.close()
 
     app = FastAPI(title="Fokker", description=DESCRIPTION, lifespan=lifespan)
+    if origins := [origin for origin in settings.cors_origins.split(",") if origin]:
+        app.add_middleware(
+            CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"]
+        )
     problems.install(app)
     for part in (operations, jobs, models, health):
         app.include_router(part.router)
@@ -48,16 +64,27 @@ def create_app(settings: Settings) -> FastAPI:
     return app
 
 
-async def _keep_deadlines(store: JobStore) -> None:
-    """Settle late jobs for as long as the process lives, also while no worker does."""
+async def _secret(settings: Settings, store: JobStore) -> bytes:
+    if settings.secret is not None:
+        return settings.secret.get_secret_value().encode()
+    return await store.secret()
+
+
+async def _do_chores(services: Services) -> None:
+    """Settle late and abandoned jobs as long as the process lives, also while no worker does."""
+    failing = False
     while True:
         try:
-            await store.settle()
-        except RedisError as error:
-            log.warning("deadlines cannot be kept now: %s", error)
-        except Exception:
-            log.exception("keeping deadlines goes on after an error")
-        await asyncio.sleep(DEADLINES)
+            await services.store.settle()
+            services.state.memory_low = await services.store.memory_low()
+            failing = False
+        except Exception as error:
+            # Said once: Redis may be away for long.
+            if not failing:
+                trace = None if isinstance(error, RedisError) else error
+                log.warning("deadlines cannot be kept now: %s", error, exc_info=trace)
+            failing = True
+        await asyncio.sleep(CHORES)
 
 
 def _document_request_bodies(app: FastAPI) -> None:

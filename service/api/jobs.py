@@ -1,44 +1,69 @@
-"""`/jobs/{id}`: a job's state, its events as they happen, its artifacts, and its cancellation."""
+"""`/jobs`: their states, their events as they happen, their artifacts, and how to end them."""
 
 import re
-from collections.abc import AsyncIterator
-from contextlib import aclosing
 from http import HTTPStatus
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Header, Request, Response
-from fastapi.sse import KEEPALIVE_COMMENT, EventSourceResponse, format_sse_event
+from fastapi import APIRouter, Header, Query, Request, Response
 
-from service.api.dependencies import JobDep, StoreDep
+from service.api.dependencies import JobDep, OwnerDep, ReadableJobDep, ServicesDep, StoreDep
 from service.api.problems import FieldError, did_you_mean, invalid, not_found
-from service.api.schemas import JobView, problem_responses
-from service.jobs.store import BLOCK, FROM_THE_START, JobStore, follows
+from service.api.schemas import Jobs, JobView, problem_responses
+from service.api.streams import stream
+from service.api.views import view_of
+from service.jobs.job import Status
+from service.jobs.store import FROM_THE_START, follows
 
-PING = BLOCK  # seconds between signs of life on a quiet stream
 EVENT_ID = re.compile(r"[0-9]{1,19}(-[0-9]{1,19})?")
 
-router = APIRouter(prefix="/jobs/{job_id}", tags=["jobs"])
-NO_JOB = problem_responses(s404="No such job", s503="The job store is away")
+router = APIRouter(prefix="/jobs", tags=["jobs"])
+REFUSED = {"s401": "No or an unknown API key", "s503": "The job store is away"}
+NO_JOB = problem_responses(s404="No such job", **REFUSED)
+READABLE = NO_JOB | problem_responses(s403="A signature that is wrong or over")
 STREAM: dict[int | str, dict[str, Any]] = {
     200: {"description": "Server-sent events", "content": {"text/event-stream": {}}},
     204: {"description": "Nothing follows `Last-Event-ID`: the job has ended"},
 }
 
 
-@router.get("", responses=NO_JOB)
-async def job(job: JobDep, request: Request) -> JobView:
+@router.get("", responses=problem_responses(s422="Invalid; names the field", **REFUSED))
+async def jobs(
+    owner: OwnerDep,
+    services: ServicesDep,
+    request: Request,
+    limit: Annotated[int, Query(ge=1, le=200)] = 50,
+    cursor: Annotated[
+        str | None,
+        Query(pattern=r"^[0-9]{1,16}\.[0-9]{6}$", description="`next` of the page before"),
+    ] = None,
+    status: Annotated[Status | None, Query(description="Only jobs that stand there")] = None,
+) -> Jobs:
+    """List the jobs of the key's owner, newest first."""
+    page = await services.store.page(owner, limit, cursor, status)
+    views = [await view_of(services, job, request) for job in page.jobs]
+    return Jobs(jobs=views, next=page.following)
+
+
+@router.get("/{job_id}", responses=NO_JOB)
+async def job(job: JobDep, services: ServicesDep, request: Request) -> JobView:
     """Give a job's state."""
-    return JobView.of(job, request.scope.get("root_path", ""))
+    return await view_of(services, job, request)
 
 
-@router.post("/cancel", responses=NO_JOB)
-async def cancel(job: JobDep, store: StoreDep, request: Request) -> JobView:
+@router.delete("/{job_id}", responses=NO_JOB, status_code=HTTPStatus.NO_CONTENT)
+async def delete(job: JobDep, store: StoreDep) -> None:
+    """Remove a job with its events and artifacts, whatever it is doing."""
+    await store.delete(job.id)
+
+
+@router.post("/{job_id}/cancel", responses=NO_JOB)
+async def cancel(job: JobDep, services: ServicesDep, request: Request) -> JobView:
     """Cancel a job: a queued one ends at once, a running one soon; a finished one stays."""
-    return JobView.of(await store.cancel(job.id) or job, request.scope.get("root_path", ""))
+    return await view_of(services, await services.store.cancel(job.id) or job, request)
 
 
-@router.get("/artifacts/{name}", responses=NO_JOB, response_class=Response)
-async def artifact(job: JobDep, name: str, store: StoreDep) -> Response:
+@router.get("/{job_id}/artifacts/{name}", responses=READABLE, response_class=Response)
+async def artifact(job: ReadableJobDep, name: str, store: StoreDep) -> Response:
     """Give one artifact: an image, latents, an array."""
     found = await store.artifact(job.id, name)
     if found is None:
@@ -48,9 +73,11 @@ async def artifact(job: JobDep, name: str, store: StoreDep) -> Response:
     return Response(data, media_type=media_type, headers={"X-Content-Type-Options": "nosniff"})
 
 
-@router.get("/events", responses=STREAM | NO_JOB, response_class=Response)
+@router.get("/{job_id}/events", responses=STREAM | READABLE, response_class=Response)
 async def events(
-    job: JobDep, store: StoreDep, last_event_id: Annotated[str | None, Header()] = None
+    job: ReadableJobDep,
+    services: ServicesDep,
+    last_event_id: Annotated[str | None, Header()] = None,
 ) -> Response:
     """Stream a job's events, from the start or from after `Last-Event-ID`, to its end."""
     after = last_event_id or FROM_THE_START
@@ -59,16 +86,4 @@ async def events(
         raise invalid(FieldError("Last-Event-ID", detail, after))
     if job.last_event and not follows(job.last_event, after):
         return Response(status_code=HTTPStatus.NO_CONTENT)
-    return EventSourceResponse(
-        _stream(store, job.id, after),
-        headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"},
-    )
-
-
-async def _stream(store: JobStore, job_id: str, after: str) -> AsyncIterator[bytes]:
-    async with aclosing(store.follow(job_id, after, idle=PING)) as events:
-        async for event in events:
-            if event is None:
-                yield KEEPALIVE_COMMENT
-            else:
-                yield format_sse_event(id=event.id, event=event.type, data_str=event.data)
+    return stream(services, job.id, after)

@@ -25,7 +25,9 @@ class Card(BaseModel):
     class_names: list[str] | None = None
 
 
-async def latent_bytes(store: JobStore, wanted: Latents, part: bytes | None) -> tuple[bytes, str]:
+async def latent_bytes(
+    store: JobStore, owner: str, wanted: Latents, part: bytes | None
+) -> tuple[bytes, str]:
     """The safetensors file that holds the latents, and the field that it came from."""
     if wanted.job is None:
         if part is None:
@@ -36,7 +38,7 @@ async def latent_bytes(store: JobStore, wanted: Latents, part: bytes | None) -> 
         detail = "a part `latents` was sent as well; leave one of them out"
         raise invalid(FieldError("init.latents.job", detail, wanted.job))
     job = await store.get(wanted.job)
-    if job is None:
+    if job is None or job.owner != owner:
         detail = f"no job {wanted.job}; it never was, or it has expired"
         raise invalid(FieldError("init.latents.job", detail, wanted.job))
     artifact = await store.artifact(wanted.job, wanted.name)

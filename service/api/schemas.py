@@ -5,7 +5,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.json_schema import models_json_schema
 
-from service.jobs.job import Job, Status
+from service.jobs.job import Status
 from service.jobs.parameters import (
     GenerateParameters,
     InvertParameters,
@@ -16,6 +16,13 @@ from service.jobs.parameters import (
 REF = "#/components/schemas/{model}"
 
 
+class SignedLinks(BaseModel):
+    """Links that need no key, for browsers' `EventSource` and `<img>`; they work for a while."""
+
+    events: str
+    artifacts: dict[str, str]
+
+
 class Links(BaseModel):
     """Where the parts of a job are."""
 
@@ -23,6 +30,14 @@ class Links(BaseModel):
     events: str
     cancel: str
     artifacts: dict[str, str]
+    signed: SignedLinks
+
+
+class QueueView(BaseModel):
+    """Where a queued job stands."""
+
+    position: int = Field(description="Jobs of its model that go before it.")
+    eta: float | None = Field(description="Seconds until it is done, about; null: no telling.")
 
 
 class JobView(BaseModel):
@@ -41,22 +56,17 @@ class JobView(BaseModel):
     created: float | None
     started: float | None
     finished: float | None
+    queue: QueueView | None = Field(description="Null for a job that does not wait.")
     error: dict[str, Any] | None
     result: dict[str, Any] | None
     links: Links
 
-    @classmethod
-    def of(cls, job: Job, root: str = "") -> "JobView":
-        """The view of `job`, with links below `root`."""
-        own = f"{root}/jobs/{job.id}"
-        links = Links(
-            self=own,
-            events=f"{own}/events",
-            cancel=f"{own}/cancel",
-            artifacts={name: f"{own}/artifacts/{name}" for name in sorted(job.artifacts)},
-        )
-        shown = {name: getattr(job, name) for name in cls.model_fields if name != "links"}
-        return cls(**shown, links=links)
+
+class Jobs(BaseModel):
+    """A page of jobs; next: the `cursor` of the following one, null on the last."""
+
+    jobs: list[JobView]
+    next: str | None
 
 
 class ModelView(BaseModel):

@@ -42,7 +42,9 @@ class Prepared:
     inputs: bytes | None
 
 
-async def prepare(store: JobStore, settings: Settings, operation: str, upload: Upload) -> Prepared:
+async def prepare(
+    store: JobStore, settings: Settings, owner: str, operation: str, upload: Upload
+) -> Prepared:
     """The job that an upload asks for; raises a `Problem` that names what is wrong with it."""
     try:
         parameters = OPERATIONS[operation].model_validate(upload.request)
@@ -52,7 +54,9 @@ async def prepare(store: JobStore, settings: Settings, operation: str, upload: U
     _check_bounds(parameters, card, settings)
     if isinstance(parameters, GenerateParameters):
         _refuse_images(upload)
-        parameters, inputs = await _generate_inputs(store, settings, parameters, card, upload)
+        parameters, inputs = await _generate_inputs(
+            store, settings, owner, parameters, card, upload
+        )
     else:
         if upload.latents is not None:
             raise invalid(FieldError("latents", f"{operation} takes images; leave this part out"))
@@ -66,6 +70,7 @@ async def prepare(store: JobStore, settings: Settings, operation: str, upload: U
         priority=parameters.priority,
         rows=parameters.rows(len(upload.images)),
         calls=parameters.expected_calls,
+        owner=owner,
     )
     return Prepared(job, inputs)
 
@@ -171,6 +176,7 @@ async def _image_inputs(
 async def _generate_inputs(
     store: JobStore,
     settings: Settings,
+    owner: str,
     parameters: GenerateParameters,
     card: Card,
     upload: Upload,
@@ -182,7 +188,7 @@ async def _generate_inputs(
             raise invalid(FieldError("latents", detail))
         return parameters, None
     wanted = parameters.init.latents
-    data, field = await latent_bytes(store, wanted, upload.latents)
+    data, field = await latent_bytes(store, owner, wanted, upload.latents)
     solver = parameters.sampler.solver if isinstance(parameters.sampler, PfOde) else None
     arrays = await anyio.to_thread.run_sync(read_latents, data, field, wanted, card, solver)
     count = len(arrays["latents"])

@@ -63,7 +63,12 @@ class WorkerStore:
         self, script: str, names: Sequence[str], data: bytes | None = None, /, **named: Any
     ) -> Any:
         named |= {"ttl": self.settings.job_ttl, "stream_length": self.settings.stream_length}
-        return self._script(script)(names, scripts.arguments(data, **named))
+        try:
+            return self._script(script)(names, scripts.arguments(data, **named))
+        except redis.ResponseError as error:
+            if scripts.out_of_memory(error):
+                raise redis.OutOfMemoryError(*error.args) from error
+            raise
 
     def _script(self, name: str) -> Script:
         """Registered once: it hashes the script's text."""

@@ -417,7 +417,7 @@ class LoglikParameters(_Operation):
     """
 
     method: Literal["pf_ode", "elbo"] = "pf_ode"
-    solver: Adaptive = Adaptive(tolerance=1e-3)
+    solver: Adaptive = Adaptive(tolerance=1e-2)
     divergence: Divergence = Hutchinson()
     dequantization: Dequantization | None = Dequantization()
     bound: Bound = Bound()

@@ -1,7 +1,8 @@
 -- Opens every script. KEYS are keys.SHARED; ARGV[1] is a JSON object of the arguments (.id: the job
 -- that the script is about), ARGV[2] bytes that some scripts store. LEGAL, PRIORITIES, ARTIFACT and
 -- the formats of keys stand above, written by scripts.py from their one place. Scripts return
--- before they write, or write everything.
+-- before they write, or write everything. Redis refuses a script's first write when its memory is
+-- full, and lets the later ones pass: what ends a job, or frees it, begins with a removal.
 local RUNNING, CANCELED, DEADLINES, TOTALS = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local WATCHERS, ABANDONED, WEBHOOKS = KEYS[5], KEYS[6], KEYS[7]
 local ID, JOB, EVENTS, INPUTS, PREVIEWS
@@ -144,12 +145,12 @@ end
 -- End the job because somebody asked, or because its deadline has passed.
 local function finish_canceled(reason)
   local target = reason == 'deadline' and get('status') == 'queued' and 'aborted' or 'canceled'
-  redis.call('HSET', JOB, 'cancel_reason', reason)
-  finish(target, nil, nil, cjson.encode({reason = reason}))
+  finish(target, 'cancel_reason', reason, cjson.encode({reason = reason}))
 end
 
 -- Ask the owner of the running job to stop; the first reason stands.
 local function ask_to_stop(reason)
+  redis.call('ZREM', ABANDONED, ID)
   redis.call('HSETNX', JOB, 'cancel_reason', reason)
   redis.call('HSET', CANCELED, ID, get('cancel_reason'))
 end

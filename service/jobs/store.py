@@ -10,7 +10,7 @@ from typing import Any, cast
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import ResponseError
+from redis.exceptions import OutOfMemoryError, ResponseError
 
 from service.jobs import keys, scripts
 from service.jobs.beat import Beat, memory_low
@@ -231,6 +231,11 @@ class JobStore:
         rate = await self.rate(job.digest)
         return Place(sum(lengths[:-1]) + rank, (ahead + job.cost) / rate if rate > 0 else None)
 
+    async def seconds_for(self, digest: str, cost: int) -> float | None:
+        """Seconds that the live workers of a checkpoint take for row-calls; None: no telling."""
+        rate = await self.rate(digest)
+        return cost / rate if rate > 0 else None
+
     async def rate(self, digest: str) -> float:
         """Row-calls a second that the live workers of a checkpoint make; 0 if there are none."""
         return sum(beat.rates.get(digest, 0.0) for beat in await self._beats())
@@ -351,7 +356,12 @@ class JobStore:
     ) -> Any:
         named |= {"ttl": self._settings.job_ttl, "stream_length": self._settings.stream_length}
         call = self._redis.register_script(scripts.source(script))
-        return await call(keys.SHARED, scripts.arguments(data, id=job_id, **named))
+        try:
+            return await call(keys.SHARED, scripts.arguments(data, id=job_id, **named))
+        except ResponseError as error:
+            if scripts.out_of_memory(error):
+                raise OutOfMemoryError(*error.args) from error
+            raise
 
 
 def _job_of(flat: Sequence[bytes]) -> Job:

@@ -210,7 +210,7 @@ async def test_events_arrive_while_the_job_runs(remote: httpx.AsyncClient, worke
 
 
 async def test_a_quiet_stream_is_pinged(remote: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("service.api.jobs.PING", 0.05)
+    monkeypatch.setattr("service.api.streams.PING", 0.05)
     job_id = await submitted(remote)
     pings = 0
     async with asyncio.timeout(LIMIT), remote.stream("GET", f"/jobs/{job_id}/events") as answer:

@@ -105,10 +105,10 @@ async def test_a_late_job_of_a_lost_worker_is_canceled_by_the_api(
     store: JobStore, worker: WorkerStore
 ):
     lost = WorkerStore(worker.settings.model_copy(update={"lease": 0.05}), "lost", print)
-    job = await store.submit(a_job(), cancel_after=0.02)
+    job = await store.submit(a_job(), cancel_after=0.3)
     claimed(lost)
     lost.close()
-    await asyncio.sleep(0.1)
+    await asyncio.sleep(0.4)
     await store.settle()
     settled = await store.get(job.id)
     assert settled is not None
@@ -116,9 +116,9 @@ async def test_a_late_job_of_a_lost_worker_is_canceled_by_the_api(
 
 
 async def test_a_job_that_ended_in_time_stays_as_it_is(store: JobStore, worker: WorkerStore):
-    job = await store.submit(a_job(), cancel_after=0.05)
+    job = await store.submit(a_job(), cancel_after=0.3)
     claimed(worker).succeed({})
-    await asyncio.sleep(0.06)
+    await asyncio.sleep(0.4)
     await store.settle()
     settled = await store.get(job.id)
     assert settled is not None
@@ -128,9 +128,9 @@ async def test_a_job_that_ended_in_time_stays_as_it_is(store: JobStore, worker: 
 async def test_a_job_that_was_handed_back_late_is_aborted_or_canceled_once(
     store: JobStore, worker: WorkerStore
 ):
-    job = await store.submit(a_job(), cancel_after=0.02)
+    job = await store.submit(a_job(), cancel_after=0.3)
     claim = claimed(worker)
-    await asyncio.sleep(0.03)
+    await asyncio.sleep(0.4)
     claim.release()
     await store.settle()
     await store.settle()

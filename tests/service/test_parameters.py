@@ -19,7 +19,7 @@ def test_defaults_are_those_of_the_documentation():
     assert (generate.count, generate.sampler, generate.format) == (1, Ddpm(steps=250), "png")
     assert InvertParameters(model="m").solver == Adaptive(tolerance=1e-6)
     loglik = LoglikParameters(model="m")
-    assert loglik.solver == Adaptive(tolerance=1e-3)
+    assert loglik.solver == Adaptive(tolerance=1e-2)
     assert loglik.dequantization is not None
     assert loglik.dequantization.samples == 1
 

@@ -1,0 +1,36 @@
+"""How many jobs an owner may submit in a minute, counted in Redis for all API processes."""
+
+import math
+import time
+from http import HTTPStatus
+
+from limits import RateLimitItemPerMinute
+from limits.aio.storage import RedisStorage
+from limits.aio.strategies import MovingWindowRateLimiter
+
+from service.api.problems import Problem
+
+
+class Rates:
+    """A moving window of one minute for each owner."""
+
+    def __init__(self, redis_url: str, requests_per_minute: int | None) -> None:
+        """requests_per_minute: None counts nothing."""
+        self._allowed = requests_per_minute
+        if requests_per_minute is not None:
+            storage = RedisStorage(f"async+{redis_url}", implementation="redispy")
+            self._limiter = MovingWindowRateLimiter(storage)
+            self._item = RateLimitItemPerMinute(requests_per_minute, namespace="fokker:rate")
+
+    async def count(self, owner: str) -> None:
+        """Count a job of this owner's; raises `Problem` 429 if it is one too many."""
+        if self._allowed is None or await self._limiter.hit(self._item, owner):
+            return
+        window = await self._limiter.get_window_stats(self._item, owner)
+        seconds = max(1, math.ceil(window.reset_time - time.time()))
+        raise Problem(
+            HTTPStatus.TOO_MANY_REQUESTS,
+            f"more than the {self._allowed} jobs a minute that a key may submit; "
+            f"try again in {seconds} seconds",
+            headers={"Retry-After": str(seconds)},
+        )
