@@ -28,6 +28,7 @@ from model.query import Condition, Operation
 from model.samplers import SAMPLERS
 from service.jobs import parameters as p
 from service.jobs.arrays import pack, unpack
+from service.jobs.samplers import Adaptive, Ddim, Ddpm, FixedSolver, Langevin, PfOde, TableSampler
 from worker.shelf import ServedModel
 
 
@@ -80,7 +81,7 @@ def generate(
     keys = torch.tensor(seeds, dtype=torch.int64)
     condition = Condition.same(count, job.class_label, job.guidance)
     converged: Tensor | None = None
-    if isinstance(job.sampler, p.PfOde):
+    if isinstance(job.sampler, PfOde):
         latent = normal(keys, Stream.PRIOR, 0, spec.shape) if latents is None else latents
         solver = _solver(job.sampler.solver)
         flowed = yield from pf_ode.decode(process, latent, condition, solver, companion)
@@ -243,17 +244,17 @@ def _data_and_process(served: ServedModel) -> tuple[DataSpec, Process]:
     return description.data, description.process
 
 
-def _solver(solver: p.FixedSolver | p.Adaptive) -> pf_ode.Solver:
-    if isinstance(solver, p.Adaptive):
+def _solver(solver: FixedSolver | Adaptive) -> pf_ode.Solver:
+    if isinstance(solver, Adaptive):
         return pf_ode.Adaptive(tolerance=solver.tolerance, max_calls=solver.max_calls)
     return pf_ode.FixedGrid(name=solver.name, steps=solver.steps, grid=solver.grid)
 
 
 @lru_cache(maxsize=128)
-def _plan(process: Process, sampler: p.TableSampler) -> Plan:
+def _plan(process: Process, sampler: TableSampler) -> Plan:
     """The table of a sampler: its own options are those of its function in `model.samplers`."""
     options = sampler.model_dump(exclude={"name", "steps", "grid", "clip", "t"})
-    if isinstance(sampler, p.Langevin):
+    if isinstance(sampler, Langevin):
         level = process.t_min if sampler.t is None else sampler.t
         level = min(max(level, process.t_min), process.t_max)
         times = torch.full((sampler.steps,), level, dtype=torch.float64)
@@ -262,8 +263,8 @@ def _plan(process: Process, sampler: p.TableSampler) -> Plan:
     return SAMPLERS[sampler.name](process, times, **options)
 
 
-def _clip(spec: DataSpec, sampler: p.TableSampler) -> Clip | None:
-    wanted = isinstance(sampler, p.Ddpm | p.Ddim) and sampler.clip
+def _clip(spec: DataSpec, sampler: TableSampler) -> Clip | None:
+    wanted = isinstance(sampler, Ddpm | Ddim) and sampler.clip
     return Clip(low=spec.low, high=spec.high) if wanted else None
 
 

@@ -9,7 +9,8 @@ from pydantic import BaseModel, ConfigDict
 
 from service.api.problems import FieldError, did_you_mean, invalid
 from service.jobs.arrays import Arrays, ArraysError, unpack
-from service.jobs.parameters import Adaptive, FixedSolver, Latents, Reversible
+from service.jobs.parameters import Latents
+from service.jobs.samplers import Adaptive, FixedSolver, Reversible
 from service.jobs.store import JobStore
 
 

@@ -17,14 +17,16 @@ from service.jobs.job import Job, new_job_id
 from service.jobs.parameters import (
     MAX_SEED,
     OPERATIONS,
-    SELECTED_FROM,
-    Adaptive,
     Bound,
-    FixedSolver,
     GenerateParameters,
     InvertParameters,
     LoglikParameters,
     Parameters,
+)
+from service.jobs.samplers import (
+    SELECTED_FROM,
+    Adaptive,
+    FixedSolver,
     PfOde,
     Reversible,
     Sampler,

@@ -4,18 +4,12 @@ API and worker read the same models. What depends on a model's card or on the se
 (classes, shapes, the largest count) is checked by the API.
 """
 
-import math
 from abc import abstractmethod
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    ValidationInfo,
-    field_validator,
-    model_validator,
-)
+from pydantic import Field, ValidationInfo, field_validator, model_validator
+
+from service.jobs.samplers import Adaptive, Costed, Ddpm, PfOde, Sampler, Solver, Strict
 
 MAX_SEED = 2**53 - 1  # what a JSON number carries exactly everywhere
 
@@ -28,234 +22,14 @@ PRIORITIES: tuple[Priority, ...] = get_args(Priority)
 """All priorities, the most urgent first."""
 
 
-class _Parameters(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
-
-
-WholeGrid = Literal["uniform", "quadratic", "log_snr", "karras"]
-"""How steps are spread over time, from the model's t_max to its t_min."""
-
-Selection = Literal["trailing", "leading", "linspace"]
-"""Selections of the times of a discrete schedule, which need not reach both its ends."""
-
-SELECTED_FROM = 1000  # times of that schedule
-
-Grid = WholeGrid | Selection
-
-
-class _Costed(_Parameters):
-    @property
-    @abstractmethod
-    def calls(self) -> int:
-        """Network calls of one image, at most."""
-
-    @property
-    def expected_calls(self) -> int:
-        """Network calls of one image, about; those of a fixed grid are known."""
-        return self.calls
-
-
-class _Stepped(_Costed):
-    steps: int = Field(default=50, ge=1)
-
-    @property
-    def calls(self) -> int:
-        """Network calls of one image."""
-        return self.steps
-
-
-class _GridSolver(_Stepped):
-    grid: WholeGrid = "log_snr"
-
-
-class Euler(_GridSolver):
-    """The probability-flow ODE by Euler's method: one call a step, order 1."""
-
-    name: Literal["euler"] = "euler"
-    steps: int = Field(default=100, ge=1)
-
-
-class Heun(_GridSolver):
-    """The probability-flow ODE by Heun's method: two calls a step, order 2."""
-
-    name: Literal["heun"] = "heun"
-    steps: int = Field(default=50, ge=1)
-
-    @property
-    def calls(self) -> int:
-        """Network calls of one image."""
-        return 2 * self.steps
-
-
-class Rk4(_GridSolver):
-    """The probability-flow ODE by the classical Runge–Kutta method: four calls a step, order 4."""
-
-    name: Literal["rk4"] = "rk4"
-    steps: int = Field(default=50, ge=1)
-
-    @property
-    def calls(self) -> int:
-        """Network calls of one image."""
-        return 4 * self.steps
-
-
-class DpmPp2m(_GridSolver):
-    """The probability-flow ODE by DPM-Solver++(2M): one call a step, order 2."""
-
-    name: Literal["dpmpp_2m"] = "dpmpp_2m"
-    steps: int = Field(default=50, ge=1)
-
-
-class Reversible(_GridSolver):
-    """The probability-flow ODE by a pair that decodes what it encoded to float rounding.
-
-    Two calls a step. Its latents are pairs; latents of other solvers it cannot decode.
-    """
-
-    name: Literal["reversible"] = "reversible"
-    steps: int = Field(default=50, ge=1)
-
-    @property
-    def calls(self) -> int:
-        """Network calls of one image."""
-        return 2 * self.steps
-
-
-EXPECTED_AT_1E3 = 58
-EXPECTED_GROWTH = 1.9
-"""Network calls of an adaptive solve: at tolerance 1e-3, and how many times more a decade below.
-
-Rough: as measured on the shipped digits (benchmarks/RESULTS.md). An order-5 solver of a smooth
-field would grow by 10 ** (1 / 5) = 1.6; a trained network is not smooth.
-"""
-
-
-class Adaptive(_Costed):
-    """The probability-flow ODE by an embedded Runge–Kutta pair, step size by image.
-
-    The default is that of encoding and decoding alike: it also closes the round trip of images
-    between two modes, where a small error in the latent grows a hundredfold on the way back.
-    """
-
-    name: Literal["adaptive"] = "adaptive"
-    tolerance: float = Field(default=1e-6, ge=1e-8, le=1e-1)
-    max_calls: int = Field(default=2000, ge=8)
-
-    @property
-    def calls(self) -> int:
-        """Network calls of one image, at most."""
-        return self.max_calls
-
-    @property
-    def expected_calls(self) -> int:
-        """Network calls of one image: EXPECTED_AT_1E3 at 1e-3, EXPECTED_GROWTH times a decade."""
-        decades = -3.0 - math.log10(self.tolerance)
-        return min(self.max_calls, round(EXPECTED_AT_1E3 * math.pow(EXPECTED_GROWTH, decades)))
-
-
-FixedSolver = Euler | Heun | Rk4 | DpmPp2m | Reversible
-Solver = Annotated[FixedSolver | Adaptive, Field(discriminator="name")]
-
-
-class Ddpm(_Stepped):
-    """Ancestral sampling; `clip` keeps x̂0 within the data's range at every step."""
-
-    name: Literal["ddpm"] = "ddpm"
-    steps: int = Field(default=250, ge=1)
-    grid: Grid = "uniform"
-    variance: Literal["posterior", "beta"] = "posterior"
-    clip: bool = False
-
-
-class Ddim(_Stepped):
-    """DDIM; `eta` 0 is deterministic, 1 has the ancestral variance."""
-
-    name: Literal["ddim"] = "ddim"
-    steps: int = Field(default=50, ge=1)
-    grid: Grid = "uniform"
-    eta: float = Field(default=0.0, ge=0, le=1)
-    clip: bool = False
-
-
-class Langevin(_Stepped):
-    """Langevin dynamics at the one noise level of time `t` (the model's t_min if null).
-
-    The step is η = `step` · σ². It samples p_t, not the data.
-    """
-
-    name: Literal["langevin"] = "langevin"
-    steps: int = Field(default=250, ge=1)
-    t: float | None = Field(default=None, ge=0)
-    step: float = Field(default=0.1, gt=0, lt=2)
-
-
-class AnnealedLangevin(_Stepped):
-    """Annealed Langevin dynamics: `steps` noise levels, η = `delta` · σ² at each."""
-
-    name: Literal["annealed_langevin"] = "annealed_langevin"
-    steps: int = Field(default=100, ge=1)
-    grid: Grid = "log_snr"
-    steps_per_level: int = Field(default=3, ge=1, le=100)
-    delta: float = Field(default=0.1, gt=0, lt=2)
-
-    @property
-    def calls(self) -> int:
-        """Network calls of one image."""
-        return self.steps * self.steps_per_level + 1
-
-
-class PredictorCorrector(_Stepped):
-    """Reverse-SDE steps, each followed by `corrections` Langevin steps of η = 2 r² σ²."""
-
-    name: Literal["predictor_corrector"] = "predictor_corrector"
-    steps: int = Field(default=250, ge=1)
-    grid: Grid = "uniform"
-    r: float = Field(default=0.16, gt=0, lt=1)
-    corrections: int = Field(default=1, ge=1, le=100)
-
-    @property
-    def calls(self) -> int:
-        """Network calls of one image."""
-        return self.steps * (1 + self.corrections)
-
-
-class ReverseSde(_Stepped):
-    """The reverse SDE by Euler–Maruyama."""
-
-    name: Literal["reverse_sde"] = "reverse_sde"
-    steps: int = Field(default=500, ge=1)
-    grid: Grid = "uniform"
-
-
-class PfOde(_Costed):
-    """The probability-flow ODE, deterministic; also decodes latents."""
-
-    name: Literal["pf_ode"] = "pf_ode"
-    solver: Solver = Adaptive()
-
-    @property
-    def calls(self) -> int:
-        """Network calls of one image, at most."""
-        return self.solver.calls
-
-    @property
-    def expected_calls(self) -> int:
-        """Network calls of one image, about."""
-        return self.solver.expected_calls
-
-
-TableSampler = Ddpm | Ddim | Langevin | AnnealedLangevin | PredictorCorrector | ReverseSde
-Sampler = Annotated[TableSampler | PfOde, Field(discriminator="name")]
-
-
-class Stream(_Parameters):
+class Stream(Strict):
     """Previews: every how many network calls, and of what."""
 
     every: int = Field(default=10, ge=1)
     what: Literal["x0", "xt"] = "x0"
 
 
-class Hutchinson(_Parameters):
+class Hutchinson(Strict):
     """The divergence by probes that are fixed for the whole solve."""
 
     kind: Literal["hutchinson"] = "hutchinson"
@@ -263,7 +37,7 @@ class Hutchinson(_Parameters):
     probes: int = Field(default=8, ge=1, le=64)
 
 
-class Exact(_Parameters):
+class Exact(Strict):
     """The exact divergence: as many vector–Jacobian products as an image has values."""
 
     kind: Literal["exact"] = "exact"
@@ -272,14 +46,14 @@ class Exact(_Parameters):
 Divergence = Annotated[Hutchinson | Exact, Field(discriminator="kind")]
 
 
-class Dequantization(_Parameters):
+class Dequantization(Strict):
     """Uniform noise within each grey level, averaged over `samples` draws."""
 
     kind: Literal["uniform"] = "uniform"
     samples: int = Field(default=1, ge=1, le=64)
 
 
-class Latents(_Parameters):
+class Latents(Strict):
     """Where latents come from: a job's artifact, or the multipart part `latents` (job null)."""
 
     job: str | None = None
@@ -289,13 +63,13 @@ class Latents(_Parameters):
     )
 
 
-class Init(_Parameters):
+class Init(Strict):
     """What sampling starts from instead of noise."""
 
     latents: Latents
 
 
-class _Operation(_Parameters):
+class _Operation(Strict):
     model: str = Field(min_length=1, max_length=200)
     priority: Priority = Field(
         default="interactive",
@@ -387,7 +161,7 @@ class InvertParameters(_Conditioned):
         return 2 * self.solver.expected_calls
 
 
-class Bound(_Costed):
+class Bound(Costed):
     """How the evidence lower bound is estimated: of `steps` steps, null for continuous time."""
 
     steps: int | None = Field(default=None, ge=1)

@@ -14,7 +14,7 @@ import redis
 from service.jobs import keys
 from service.jobs.arrays import pack, unpack
 from service.jobs.lease import Claim, WorkerStore
-from service.jobs.parameters import Adaptive, Ddpm, Reversible
+from service.jobs.samplers import Adaptive, Ddpm, Reversible
 from service.jobs.store import JobStore
 from service.settings import Settings
 from tests.service.helpers import ROOMS
