@@ -10,7 +10,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
 from service.jobs import keys, scripts
-from service.jobs.job import FINISHED, Job
+from service.jobs.job import FINISHED, Job, is_job_id
 from service.settings import Settings
 
 FROM_THE_START = "0-0"
@@ -75,6 +75,8 @@ class JobStore:
 
     async def get(self, job_id: str) -> Job | None:
         """The job, None if it never was or has expired."""
+        if not is_job_id(job_id):
+            return None
         stored = await cast(Any, self._redis.hgetall(keys.job(job_id)))
         return Job.from_hash(stored) if stored else None
 
