@@ -71,7 +71,7 @@ UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
     openapi_extra=request_body(
         GenerateParameters,
         GenerateParameters,
-        {"latents": FILE | {"description": "safetensors file with an array `latents`"}},
+        {"latents": FILE | {"description": "safetensors file with an array `latents`, or .npy"}},
         {"model": "digits", "count": 4, "seed": 7, "sampler": {"name": "ddpm", "steps": 250}},
     ),
     **ANSWERS,

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from service.jobs.samplers import Adaptive, Costed, Ddpm, PfOde, Sampler, Solver, Strict
+from service.jobs.samplers import Adaptive, Costed, Ddpm, PfOde, Reversible, Sampler, Solver, Strict
 
 MAX_SEED = 2**53 - 1  # what a JSON number carries exactly everywhere
 
@@ -20,6 +20,9 @@ Priority = Literal["interactive", "batch"]
 
 PRIORITIES: tuple[Priority, ...] = get_args(Priority)
 """All priorities, the most urgent first."""
+
+Fit = Literal["exact", "resize", "crop"]
+"""What becomes of an uploaded picture that has another size than the model's."""
 
 
 class Stream(Strict):
@@ -54,7 +57,10 @@ class Dequantization(Strict):
 
 
 class Latents(Strict):
-    """Where latents come from: a job's artifact, or the multipart part `latents` (job null)."""
+    """Where latents come from: a job's artifact, or the multipart part `latents` (job null).
+
+    Either is a safetensors file with an array `latents`, or a .npy array; index chooses of them.
+    """
 
     job: str | None = None
     name: str = "latents.safetensors"
@@ -98,6 +104,15 @@ class _Conditioned(_Operation):
         return guidance
 
 
+class _OfImages(_Operation):
+    fit: Fit = Field(
+        default="exact",
+        description="Pictures of another size than the model's: `exact` refuses them, `resize` "
+        "scales them to it, `crop` scales until the shorter side fits and cuts the longer one "
+        "evenly at both ends. Arrays always need the model's own shape.",
+    )
+
+
 class GenerateParameters(_Conditioned):
     """`POST /generate`: draw images, or decode latents."""
 
@@ -107,7 +122,17 @@ class GenerateParameters(_Conditioned):
     sampler: Sampler = Ddpm()
     init: Init | None = None
     stream: Stream | None = None
-    format: Literal["png", "webp", "npy"] = "png"
+    format: Literal["png", "webp", "npy", "safetensors"] = Field(
+        default="png",
+        description="Of the results. `png`, `webp` (lossless): a file an image, 8 bits a channel. "
+        "`npy`: images.npy, float64 (N, C, H, W) in the data's own levels, not rounded. "
+        "`safetensors`: the same array as `images`, with model, digest and seeds as metadata.",
+    )
+    grid: bool | None = Field(
+        default=None,
+        description="Adds all images in one picture, grid.png (grid.webp for the format `webp`); "
+        "null: if the images are pictures themselves.",
+    )
 
     def rows(self, images: int = 0) -> int:
         """Rows that the job occupies: one an image that is drawn or decoded."""
@@ -149,11 +174,26 @@ class GenerateParameters(_Conditioned):
         return init
 
 
-class InvertParameters(_Conditioned):
+class InvertParameters(_Conditioned, _OfImages):
     """`POST /invert`: the latent code of each image."""
 
     solver: Solver = Adaptive()
     stream: Stream | None = None
+    format: Literal["safetensors", "npy"] = Field(
+        default="safetensors",
+        description="Of the latents, float64 (N, C, H, W): latents.safetensors, with how they were "
+        "encoded as metadata, or latents.npy, without.",
+    )
+
+    @field_validator("format")
+    @classmethod
+    def _pairs_need_safetensors(cls, kind: str, info: ValidationInfo) -> str:
+        if kind == "npy" and isinstance(info.data.get("solver"), Reversible):
+            raise ValueError(
+                "the reversible solver encodes an image as a pair, which a .npy file cannot hold; "
+                'ask for "safetensors"'
+            )
+        return kind
 
     @property
     def expected_calls(self) -> int:
@@ -183,11 +223,13 @@ class Bound(Costed):
         return self
 
 
-class LoglikParameters(_Operation):
+class LoglikParameters(_OfImages):
     """`POST /loglik`: the log-likelihood of each image, or a lower bound of it.
 
     `pf_ode` integrates the density along the ODE (`solver`, `divergence`, `dequantization`);
-    `elbo` bounds the probability of the levels (`bound`).
+    `elbo` bounds the probability of the levels (`bound`). Of `pf_ode`, an image's `percentile` is
+    the percentage of the held-out images whose bits per dimension are at most its own: high is
+    unusual. It is null where the checkpoint does not know those of held-out images.
     """
 
     method: Literal["pf_ode", "elbo"] = "pf_ode"
