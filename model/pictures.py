@@ -22,7 +22,8 @@ CHANNELS = frozenset(_MODES)
 
 _LINE = 96  # grey of the line between two pictures of a grid
 
-MEDIA_TYPES = {"png": "image/png", "webp": "image/webp", "npy": "application/x-npy"}
+WEBP_SIDE = 16_383
+"""Pixels that a side of a WebP can have."""
 
 
 def to_bytes(spec: DataSpec, x: Tensor) -> NDArray[np.uint8]:

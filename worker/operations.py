@@ -6,38 +6,33 @@ of them, so the engine can advance it together with any other. It returns an `Ou
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import lru_cache, partial
+from functools import lru_cache
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from model import elbo, likelihood, pf_ode, pictures
+from model import elbo, likelihood, pf_ode
 from model.data import DataSpec
-from model.denoiser import REPRODUCIBLE_ROWS
 from model.follow import Clip, replay
 from model.grids import GRIDS
 from model.noise import Stream, image_seeds, normal
 from model.plan import Plan, from_prior
 from model.process import Process
+from model.quantiles import Quantiles, held_out_quantiles
 from model.query import Condition, Operation
 from model.samplers import SAMPLERS
 from service.jobs import parameters as p
-from service.jobs.arrays import pack, unpack
+from service.jobs.arrays import unpack
+from service.jobs.samplers import Adaptive, Ddim, Ddpm, FixedSolver, Langevin, PfOde, TableSampler
+from worker import artifacts
+from worker.artifacts import Artifact
 from worker.shelf import ServedModel
 
-
-@dataclass(frozen=True, kw_only=True)
-class Artifact:
-    """A named file; ``encode`` makes its bytes, away from the device's thread."""
-
-    name: str
-    media_type: str
-    encode: Callable[[], bytes]
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +75,7 @@ def generate(
     keys = torch.tensor(seeds, dtype=torch.int64)
     condition = Condition.same(count, job.class_label, job.guidance)
     converged: Tensor | None = None
-    if isinstance(job.sampler, p.PfOde):
+    if isinstance(job.sampler, PfOde):
         latent = normal(keys, Stream.PRIOR, 0, spec.shape) if latents is None else latents
         solver = _solver(job.sampler.solver)
         flowed = yield from pf_ode.decode(process, latent, condition, solver, companion)
@@ -91,16 +86,23 @@ def generate(
         x = (yield from replay(plan, start, keys, condition, clip=_clip(spec, job.sampler))).x
         nfe = torch.full((count,), plan.calls)
     _require_finite(x)
+    drawn = seeds if latents is None else None
     images: list[dict[str, Any]] = [
-        {"index": i, "seed": seeds[i] if latents is None else None, "nfe": int(nfe[i])}
+        {
+            "index": i,
+            "seed": None if drawn is None else drawn[i],
+            "nfe": int(nfe[i]),
+            "artifact": artifacts.image_name(job, i),
+        }
         for i in range(count)
     ]
-    for i, image in enumerate(images):
-        image["artifact"] = "images.npy" if job.format == "npy" else f"{i}.{job.format}"
-        if converged is not None:
-            image["converged"] = bool(converged[i])
-    artifacts, grid = _picture_artifacts(served, x, job.format)
-    return Outcome(result={"images": images, "grid": grid}, artifacts=artifacts)
+    if converged is not None:
+        for image, done in zip(images, converged.tolist(), strict=True):
+            image["converged"] = done
+    files = artifacts.of_images(served, job, x, drawn)
+    grid = artifacts.grid_of(served, job, x)
+    result = {"images": images, "grid": None if grid is None else grid.name}
+    return Outcome(result=result, artifacts=files if grid is None else [*files, grid])
 
 
 def invert(served: ServedModel, job: p.InvertParameters, levels: Tensor) -> Operation[Outcome]:
@@ -114,11 +116,11 @@ def invert(served: ServedModel, job: p.InvertParameters, levels: Tensor) -> Oper
     decoded = yield from pf_ode.decode(process, encoded.end, condition, solver, encoded.companion)
     # In [−1, 1] units whatever the model's range.
     error = (decoded.end - x).abs().flatten(1) * (2.0 / (spec.high - spec.low))
-    name = "latents.safetensors"
+    file = artifacts.of_latents(served, job, encoded.end, encoded.companion)
     images = [
         {
             "index": i,
-            "latent": {"artifact": name, "index": i},
+            "latent": {"artifact": file.name, "index": i},
             "round_trip_rmse": _number(error[i].square().mean().sqrt()),
             "round_trip_max_error": _number(error[i].max()),
             "norm_ratio": _number(encoded.end[i].square().mean()),
@@ -127,21 +129,7 @@ def invert(served: ServedModel, job: p.InvertParameters, levels: Tensor) -> Oper
         }
         for i in range(len(x))
     ]
-    metadata = {
-        "model": served.name,
-        "digest": served.checkpoint.digest,
-        "device": served.denoiser.device.type,
-        "reproducible_rows": str(REPRODUCIBLE_ROWS),
-        "solver": job.solver.model_dump_json(),
-        "class_label": str(job.class_label),
-        "guidance": str(job.guidance),
-    }
-    arrays = {"latents": encoded.end.numpy()}
-    if encoded.companion is not None:
-        arrays["companion"] = encoded.companion.numpy()
-    pack_latents = partial(pack, arrays, metadata)
-    artifact = Artifact(name=name, media_type="application/vnd.safetensors", encode=pack_latents)
-    return Outcome(result={"images": images}, artifacts=[artifact])
+    return Outcome(result={"images": images}, artifacts=[file])
 
 
 def loglik(served: ServedModel, job: p.LoglikParameters, levels: Tensor) -> Operation[Outcome]:
@@ -183,11 +171,14 @@ def loglik(served: ServedModel, job: p.LoglikParameters, levels: Tensor) -> Oper
         by_image[name] = torch.where(finished[:, None], by_image[name], nan)
     mean = by_image["log_likelihood"].mean(1)
     spread = by_image["log_likelihood"].std(1) / math.sqrt(samples) if samples > 1 else None
+    bits = spec.bits_per_dim(mean)
+    held_out = _held_out(served)
     images = [
         {
             "index": i,
             "log_likelihood": _number(mean[i]),
-            "bits_per_dim": _number(spec.bits_per_dim(mean[i])),
+            "bits_per_dim": _number(bits[i]),
+            "percentile": held_out.percentile(float(bits[i])) if held_out and finished[i] else None,
             "standard_error": {
                 "probe": _number(by_image["probe_error"][i].mean()),
                 "dequantization": None if spread is None else _number(spread[i]),
@@ -243,17 +234,26 @@ def _data_and_process(served: ServedModel) -> tuple[DataSpec, Process]:
     return description.data, description.process
 
 
-def _solver(solver: p.FixedSolver | p.Adaptive) -> pf_ode.Solver:
-    if isinstance(solver, p.Adaptive):
+def _held_out(served: ServedModel) -> Quantiles | None:
+    """Bits per dimension of held-out images, None where the checkpoint does not know them."""
+    try:
+        return held_out_quantiles(served.checkpoint.description.training, "bits_per_dim")
+    except ValueError as error:
+        log.warning("model %s: %s; its percentiles are null", served.name, error)
+        return None
+
+
+def _solver(solver: FixedSolver | Adaptive) -> pf_ode.Solver:
+    if isinstance(solver, Adaptive):
         return pf_ode.Adaptive(tolerance=solver.tolerance, max_calls=solver.max_calls)
     return pf_ode.FixedGrid(name=solver.name, steps=solver.steps, grid=solver.grid)
 
 
 @lru_cache(maxsize=128)
-def _plan(process: Process, sampler: p.TableSampler) -> Plan:
+def _plan(process: Process, sampler: TableSampler) -> Plan:
     """The table of a sampler: its own options are those of its function in `model.samplers`."""
     options = sampler.model_dump(exclude={"name", "steps", "grid", "clip", "t"})
-    if isinstance(sampler, p.Langevin):
+    if isinstance(sampler, Langevin):
         level = process.t_min if sampler.t is None else sampler.t
         level = min(max(level, process.t_min), process.t_max)
         times = torch.full((sampler.steps,), level, dtype=torch.float64)
@@ -262,8 +262,8 @@ def _plan(process: Process, sampler: p.TableSampler) -> Plan:
     return SAMPLERS[sampler.name](process, times, **options)
 
 
-def _clip(spec: DataSpec, sampler: p.TableSampler) -> Clip | None:
-    wanted = isinstance(sampler, p.Ddpm | p.Ddim) and sampler.clip
+def _clip(spec: DataSpec, sampler: TableSampler) -> Clip | None:
+    wanted = isinstance(sampler, Ddpm | Ddim) and sampler.clip
     return Clip(low=spec.low, high=spec.high) if wanted else None
 
 
@@ -271,27 +271,6 @@ def _divergence(divergence: p.Hutchinson | p.Exact) -> likelihood.Divergence:
     if isinstance(divergence, p.Exact):
         return likelihood.Exact()
     return likelihood.Hutchinson(probes=divergence.probes, distribution=divergence.distribution)
-
-
-def _picture_artifacts(
-    served: ServedModel, x: Tensor, kind: str
-) -> tuple[list[Artifact], str | None]:
-    """One file an image and a grid, or one array of levels; the grid's name if there is one."""
-    spec = served.checkpoint.description.data
-    media_type = pictures.MEDIA_TYPES[kind]
-    if kind == "npy":
-        encode = partial(pictures.npy, spec.to_levels(x).numpy().astype(np.float64))
-        return [Artifact(name="images.npy", media_type=media_type, encode=encode)], None
-    pixels = pictures.to_bytes(spec, x)
-    artifacts = [
-        Artifact(
-            name=f"{i}.{kind}", media_type=media_type, encode=partial(pictures.encode, one, kind)
-        )
-        for i, one in enumerate(pixels)
-    ]
-    sheet = partial(pictures.encode, pictures.grid(pixels), "png")
-    artifacts.append(Artifact(name="grid.png", media_type="image/png", encode=sheet))
-    return artifacts, "grid.png"
 
 
 def _require_finite(values: Tensor) -> None:

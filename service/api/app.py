@@ -50,6 +50,7 @@ def create_app(settings: Settings) -> FastAPI:
         finally:
             chores.cancel()
             hinter.close()
+            await services.rates.close()
             await store.close()
 
     app = FastAPI(title="Fokker", description=DESCRIPTION, lifespan=lifespan)

@@ -9,8 +9,10 @@ from pydantic import BaseModel, ConfigDict
 
 from service.api.problems import FieldError, did_you_mean, invalid
 from service.jobs.arrays import Arrays, ArraysError, unpack
-from service.jobs.parameters import Adaptive, FixedSolver, Latents, Reversible
+from service.jobs.parameters import Latents
+from service.jobs.samplers import Adaptive, FixedSolver, Reversible
 from service.jobs.store import JobStore
+from service.npy import NpyError, as_float64, is_npy, read_npy
 
 
 class Card(BaseModel):
@@ -28,7 +30,7 @@ class Card(BaseModel):
 async def latent_bytes(
     store: JobStore, owner: str, wanted: Latents, part: bytes | None
 ) -> tuple[bytes, str]:
-    """The safetensors file that holds the latents, and the field that it came from."""
+    """The file that holds the latents, and the field that it came from."""
     if wanted.job is None:
         if part is None:
             detail = "neither a job is named nor a part `latents` sent; do one of them"
@@ -58,11 +60,12 @@ def read_latents(
 ) -> Arrays:
     """The chosen rows (N, C, H, W) of a latents file made by or for the model of `card`.
 
-    `latents`, and `companion` for a solver whose latents are pairs.
+    `latents`, and `companion` for a solver whose latents are pairs. data: a safetensors file, or a
+    .npy array, which is the latents alone and says nothing of where they are from.
     """
     try:
-        arrays, metadata = unpack(data)
-    except ArraysError as error:
+        arrays, metadata = ({"latents": read_npy(data)}, {}) if is_npy(data) else unpack(data)
+    except (ArraysError, NpyError) as error:
         raise invalid(FieldError(field, str(error))) from error
     if metadata.get("digest", card.digest) != card.digest:
         detail = (
@@ -98,7 +101,7 @@ def _rows(
             f'the model "{card.name}" takes floats of shape (N, {shape})'
         )
         raise invalid(FieldError(field, detail))
-    rows = _select(latents, wanted.index).astype(np.float64)
+    rows = as_float64(_select(latents, wanted.index))
     if not len(rows) or not np.isfinite(rows).all():
         raise invalid(FieldError(field, "needs at least one latent, all of finite numbers"))
     return rows

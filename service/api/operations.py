@@ -117,7 +117,7 @@ AskedDep = Annotated[Asked, Depends()]
     openapi_extra=request_body(
         GenerateParameters,
         GenerateParameters,
-        {"latents": FILE | {"description": "safetensors file with an array `latents`"}},
+        {"latents": FILE | {"description": "safetensors file with an array `latents`, or .npy"}},
         {"model": "digits", "count": 4, "seed": 7, "sampler": {"name": "ddpm", "steps": 250}},
     ),
     **ANSWERS,

@@ -7,6 +7,7 @@ from http import HTTPStatus
 from limits import RateLimitItemPerMinute
 from limits.aio.storage import RedisStorage
 from limits.aio.strategies import MovingWindowRateLimiter
+from redis.asyncio import ConnectionPool
 
 from service.api.problems import Problem
 
@@ -17,10 +18,19 @@ class Rates:
     def __init__(self, redis_url: str, requests_per_minute: int | None) -> None:
         """requests_per_minute: None counts nothing."""
         self._allowed = requests_per_minute
+        self._pool = ConnectionPool.from_url(redis_url)
         if requests_per_minute is not None:
-            storage = RedisStorage(f"async+{redis_url}", implementation="redispy")
+            storage = RedisStorage(
+                f"async+{redis_url}",
+                implementation="redispy",
+                connection_pool=self._pool,  # type: ignore[arg-type]  # as its documentation says
+            )
             self._limiter = MovingWindowRateLimiter(storage)
             self._item = RateLimitItemPerMinute(requests_per_minute, namespace="fokker:rate")
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._pool.disconnect()
 
     async def count(self, owner: str) -> None:
         """Count a job of this owner's; raises `Problem` 429 if it is one too many."""

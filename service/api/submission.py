@@ -4,6 +4,7 @@ import secrets
 from dataclasses import dataclass
 from typing import get_args
 
+import anyio
 import anyio.to_thread
 import numpy as np
 from pydantic import ValidationError
@@ -11,20 +12,22 @@ from pydantic import ValidationError
 from service.api.latents import Card, latent_bytes, read_latents
 from service.api.problems import FieldError, did_you_mean, from_pydantic, invalid
 from service.api.uploads import Upload
-from service.images import ImageError, read_image
+from service.images import PICTURE_CHANNELS, ImageError, declared_pixels, read_image
 from service.jobs.arrays import pack
 from service.jobs.job import Job, new_job_id
 from service.jobs.parameters import (
     MAX_SEED,
     OPERATIONS,
-    SELECTED_FROM,
-    Adaptive,
     Bound,
-    FixedSolver,
     GenerateParameters,
     InvertParameters,
     LoglikParameters,
     Parameters,
+)
+from service.jobs.samplers import (
+    SELECTED_FROM,
+    Adaptive,
+    FixedSolver,
     PfOde,
     Reversible,
     Sampler,
@@ -32,6 +35,12 @@ from service.jobs.parameters import (
 )
 from service.jobs.store import JobStore
 from service.settings import Settings
+
+DECODERS = anyio.CapacityLimiter(2)
+"""Requests whose images are decoded at once: each takes a core, and room for one large picture."""
+
+SCALED = 16
+"""Times the largest picture's pixels that the pictures of one request may declare together."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +104,7 @@ def _check_bounds(parameters: Parameters, card: Card, settings: Settings) -> Non
     if isinstance(parameters, GenerateParameters):
         _check_count(parameters.count, "seeds" if parameters.seeds else "count", settings)
         _check_calls(parameters.sampler, "sampler", settings)
-        _check_format(parameters.format, card)
+        _check_format(parameters, card)
         _check_start(parameters)
     else:
         _check_calls(parameters.solver, "solver", settings)
@@ -122,11 +131,17 @@ def _check_calls(
     return None
 
 
-def _check_format(kind: str, card: Card) -> None:
+def _check_format(parameters: GenerateParameters, card: Card) -> None:
     channels = card.shape[0]
-    if kind != "npy" and channels not in (1, 3, 4):
-        detail = f'images of {channels} channels have no {kind}; ask for "npy"'
+    if channels in PICTURE_CHANNELS:
+        return
+    if parameters.format in ("png", "webp"):
+        kind = parameters.format
+        detail = f'images of {channels} channels have no {kind}; ask for "safetensors" or "npy"'
         raise invalid(FieldError("format", detail, kind))
+    if parameters.grid:
+        detail = f"images of {channels} channels have no picture; leave it out"
+        raise invalid(FieldError("grid", detail, True))
 
 
 def _check_start(parameters: GenerateParameters) -> None:
@@ -162,15 +177,26 @@ async def _image_inputs(
     _check_count(parameters.rows(len(upload.images)), "images", settings)
 
     def read_all() -> bytes:
+        if parameters.fit != "exact":
+            _check_pixels(upload.images, settings)
+        shape, levels, most = card.shape, card.levels, settings.max_pixels
         images = []
         for index, data in enumerate(upload.images):
             try:
-                images.append(read_image(data, card.shape, card.levels, settings.max_pixels))
+                images.append(read_image(data, shape, levels, most, parameters.fit))
             except ImageError as error:
                 raise invalid(FieldError(f"images[{index}]", str(error))) from error
         return pack({"levels": np.stack(images)})
 
-    return await anyio.to_thread.run_sync(read_all)
+    return await anyio.to_thread.run_sync(read_all, limiter=DECODERS)
+
+
+def _check_pixels(images: list[bytes], settings: Settings) -> None:
+    """Bound the work of one request: pictures of a model's own size are small, others need not."""
+    total, most = sum(map(declared_pixels, images)), SCALED * settings.max_pixels
+    if total > most:
+        detail = f"they declare {total} pixels together; at most {most} are scaled in one request"
+        raise invalid(FieldError("images", f"{detail}; split it, or send them smaller"))
 
 
 async def _generate_inputs(
@@ -188,6 +214,8 @@ async def _generate_inputs(
             raise invalid(FieldError("latents", detail))
         return parameters, None
     wanted = parameters.init.latents
+    if wanted.index is not None:
+        _check_count(len(wanted.index), "init.latents.index", settings)
     data, field = await latent_bytes(store, owner, wanted, upload.latents)
     solver = parameters.sampler.solver if isinstance(parameters.sampler, PfOde) else None
     arrays = await anyio.to_thread.run_sync(read_latents, data, field, wanted, card, solver)

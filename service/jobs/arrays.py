@@ -13,6 +13,9 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
+MAX_HEADER = 2**20
+"""Bytes of a header that is parsed: far more than a few arrays need, far less than a bomb does."""
+
 Arrays = dict[str, NDArray[Any]]
 
 
@@ -28,9 +31,11 @@ def pack(arrays: Mapping[str, NDArray[Any]], metadata: Mapping[str, str] | None 
 
 def unpack(data: bytes) -> tuple[Arrays, dict[str, str]]:
     """Arrays and metadata of `pack`ed bytes; `ArraysError` if they are damaged or foreign."""
+    size = int.from_bytes(data[:8], "little")
     try:
+        if size > MAX_HEADER:
+            raise ValueError(f"a header of {size} bytes, at most {MAX_HEADER} are read")
         arrays: Arrays = load(data)
-        size = int.from_bytes(data[:8], "little")
         metadata: dict[str, str] = json.loads(data[8 : 8 + size]).get("__metadata__") or {}
     except (SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ArraysError(

@@ -1,6 +1,7 @@
 """What a job is, and which moves between its statuses are legal."""
 
 import json
+import re
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -40,12 +41,19 @@ TRANSITIONS: dict[Status, frozenset[Status]] = {
 FINISHED = frozenset(status for status in Status if status.finished)
 """The statuses that end a job; each is also the type of the event that ends its stream."""
 
+JOB_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
+
 
 def new_job_id() -> str:
     """An id that cannot be guessed (144 bits), is safe in a URL and never starts with `-`."""
     while (job_id := secrets.token_urlsafe(18)).startswith("-"):
         pass
     return job_id
+
+
+def is_job_id(text: str) -> bool:
+    """Whether a job could have this id; ids are parts of keys, so nobody chooses them freely."""
+    return JOB_ID.fullmatch(text) is not None
 
 
 @dataclass(frozen=True)

@@ -4,18 +4,12 @@ API and worker read the same models. What depends on a model's card or on the se
 (classes, shapes, the largest count) is checked by the API.
 """
 
-import math
 from abc import abstractmethod
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    ValidationInfo,
-    field_validator,
-    model_validator,
-)
+from pydantic import Field, ValidationInfo, field_validator, model_validator
+
+from service.jobs.samplers import Adaptive, Costed, Ddpm, PfOde, Reversible, Sampler, Solver, Strict
 
 MAX_SEED = 2**53 - 1  # what a JSON number carries exactly everywhere
 
@@ -27,235 +21,18 @@ Priority = Literal["interactive", "batch"]
 PRIORITIES: tuple[Priority, ...] = get_args(Priority)
 """All priorities, the most urgent first."""
 
+Fit = Literal["exact", "resize", "crop"]
+"""What becomes of an uploaded picture that has another size than the model's."""
 
-class _Parameters(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
-
-WholeGrid = Literal["uniform", "quadratic", "log_snr", "karras"]
-"""How steps are spread over time, from the model's t_max to its t_min."""
-
-Selection = Literal["trailing", "leading", "linspace"]
-"""Selections of the times of a discrete schedule, which need not reach both its ends."""
-
-SELECTED_FROM = 1000  # times of that schedule
-
-Grid = WholeGrid | Selection
-
-
-class _Costed(_Parameters):
-    @property
-    @abstractmethod
-    def calls(self) -> int:
-        """Network calls of one image, at most."""
-
-    @property
-    def expected_calls(self) -> int:
-        """Network calls of one image, about; those of a fixed grid are known."""
-        return self.calls
-
-
-class _Stepped(_Costed):
-    steps: int = Field(default=50, ge=1)
-
-    @property
-    def calls(self) -> int:
-        """Network calls of one image."""
-        return self.steps
-
-
-class _GridSolver(_Stepped):
-    grid: WholeGrid = "log_snr"
-
-
-class Euler(_GridSolver):
-    """The probability-flow ODE by Euler's method: one call a step, order 1."""
-
-    name: Literal["euler"] = "euler"
-    steps: int = Field(default=100, ge=1)
-
-
-class Heun(_GridSolver):
-    """The probability-flow ODE by Heun's method: two calls a step, order 2."""
-
-    name: Literal["heun"] = "heun"
-    steps: int = Field(default=50, ge=1)
-
-    @property
-    def calls(self) -> int:
-        """Network calls of one image."""
-        return 2 * self.steps
-
-
-class Rk4(_GridSolver):
-    """The probability-flow ODE by the classical Runge–Kutta method: four calls a step, order 4."""
-
-    name: Literal["rk4"] = "rk4"
-    steps: int = Field(default=50, ge=1)
-
-    @property
-    def calls(self) -> int:
-        """Network calls of one image."""
-        return 4 * self.steps
-
-
-class DpmPp2m(_GridSolver):
-    """The probability-flow ODE by DPM-Solver++(2M): one call a step, order 2."""
-
-    name: Literal["dpmpp_2m"] = "dpmpp_2m"
-    steps: int = Field(default=50, ge=1)
-
-
-class Reversible(_GridSolver):
-    """The probability-flow ODE by a pair that decodes what it encoded to float rounding.
-
-    Two calls a step. Its latents are pairs; latents of other solvers it cannot decode.
-    """
-
-    name: Literal["reversible"] = "reversible"
-    steps: int = Field(default=50, ge=1)
-
-    @property
-    def calls(self) -> int:
-        """Network calls of one image."""
-        return 2 * self.steps
-
-
-EXPECTED_AT_1E3 = 58
-EXPECTED_GROWTH = 1.9
-"""Network calls of an adaptive solve: at tolerance 1e-3, and how many times more a decade below.
-
-Rough: as measured on the shipped digits (benchmarks/RESULTS.md). An order-5 solver of a smooth
-field would grow by 10 ** (1 / 5) = 1.6; a trained network is not smooth.
-"""
-
-
-class Adaptive(_Costed):
-    """The probability-flow ODE by an embedded Runge–Kutta pair, step size by image.
-
-    The default is that of encoding and decoding alike: it also closes the round trip of images
-    between two modes, where a small error in the latent grows a hundredfold on the way back.
-    """
-
-    name: Literal["adaptive"] = "adaptive"
-    tolerance: float = Field(default=1e-6, ge=1e-8, le=1e-1)
-    max_calls: int = Field(default=2000, ge=8)
-
-    @property
-    def calls(self) -> int:
-        """Network calls of one image, at most."""
-        return self.max_calls
-
-    @property
-    def expected_calls(self) -> int:
-        """Network calls of one image: EXPECTED_AT_1E3 at 1e-3, EXPECTED_GROWTH times a decade."""
-        decades = -3.0 - math.log10(self.tolerance)
-        return min(self.max_calls, round(EXPECTED_AT_1E3 * math.pow(EXPECTED_GROWTH, decades)))
-
-
-FixedSolver = Euler | Heun | Rk4 | DpmPp2m | Reversible
-Solver = Annotated[FixedSolver | Adaptive, Field(discriminator="name")]
-
-
-class Ddpm(_Stepped):
-    """Ancestral sampling; `clip` keeps x̂0 within the data's range at every step."""
-
-    name: Literal["ddpm"] = "ddpm"
-    steps: int = Field(default=250, ge=1)
-    grid: Grid = "uniform"
-    variance: Literal["posterior", "beta"] = "posterior"
-    clip: bool = False
-
-
-class Ddim(_Stepped):
-    """DDIM; `eta` 0 is deterministic, 1 has the ancestral variance."""
-
-    name: Literal["ddim"] = "ddim"
-    steps: int = Field(default=50, ge=1)
-    grid: Grid = "uniform"
-    eta: float = Field(default=0.0, ge=0, le=1)
-    clip: bool = False
-
-
-class Langevin(_Stepped):
-    """Langevin dynamics at the one noise level of time `t` (the model's t_min if null).
-
-    The step is η = `step` · σ². It samples p_t, not the data.
-    """
-
-    name: Literal["langevin"] = "langevin"
-    steps: int = Field(default=250, ge=1)
-    t: float | None = Field(default=None, ge=0)
-    step: float = Field(default=0.1, gt=0, lt=2)
-
-
-class AnnealedLangevin(_Stepped):
-    """Annealed Langevin dynamics: `steps` noise levels, η = `delta` · σ² at each."""
-
-    name: Literal["annealed_langevin"] = "annealed_langevin"
-    steps: int = Field(default=100, ge=1)
-    grid: Grid = "log_snr"
-    steps_per_level: int = Field(default=3, ge=1, le=100)
-    delta: float = Field(default=0.1, gt=0, lt=2)
-
-    @property
-    def calls(self) -> int:
-        """Network calls of one image."""
-        return self.steps * self.steps_per_level + 1
-
-
-class PredictorCorrector(_Stepped):
-    """Reverse-SDE steps, each followed by `corrections` Langevin steps of η = 2 r² σ²."""
-
-    name: Literal["predictor_corrector"] = "predictor_corrector"
-    steps: int = Field(default=250, ge=1)
-    grid: Grid = "uniform"
-    r: float = Field(default=0.16, gt=0, lt=1)
-    corrections: int = Field(default=1, ge=1, le=100)
-
-    @property
-    def calls(self) -> int:
-        """Network calls of one image."""
-        return self.steps * (1 + self.corrections)
-
-
-class ReverseSde(_Stepped):
-    """The reverse SDE by Euler–Maruyama."""
-
-    name: Literal["reverse_sde"] = "reverse_sde"
-    steps: int = Field(default=500, ge=1)
-    grid: Grid = "uniform"
-
-
-class PfOde(_Costed):
-    """The probability-flow ODE, deterministic; also decodes latents."""
-
-    name: Literal["pf_ode"] = "pf_ode"
-    solver: Solver = Adaptive()
-
-    @property
-    def calls(self) -> int:
-        """Network calls of one image, at most."""
-        return self.solver.calls
-
-    @property
-    def expected_calls(self) -> int:
-        """Network calls of one image, about."""
-        return self.solver.expected_calls
-
-
-TableSampler = Ddpm | Ddim | Langevin | AnnealedLangevin | PredictorCorrector | ReverseSde
-Sampler = Annotated[TableSampler | PfOde, Field(discriminator="name")]
-
-
-class Stream(_Parameters):
+class Stream(Strict):
     """Previews: every how many network calls, and of what."""
 
     every: int = Field(default=10, ge=1)
     what: Literal["x0", "xt"] = "x0"
 
 
-class Hutchinson(_Parameters):
+class Hutchinson(Strict):
     """The divergence by probes that are fixed for the whole solve."""
 
     kind: Literal["hutchinson"] = "hutchinson"
@@ -263,7 +40,7 @@ class Hutchinson(_Parameters):
     probes: int = Field(default=8, ge=1, le=64)
 
 
-class Exact(_Parameters):
+class Exact(Strict):
     """The exact divergence: as many vector–Jacobian products as an image has values."""
 
     kind: Literal["exact"] = "exact"
@@ -272,15 +49,18 @@ class Exact(_Parameters):
 Divergence = Annotated[Hutchinson | Exact, Field(discriminator="kind")]
 
 
-class Dequantization(_Parameters):
+class Dequantization(Strict):
     """Uniform noise within each grey level, averaged over `samples` draws."""
 
     kind: Literal["uniform"] = "uniform"
     samples: int = Field(default=1, ge=1, le=64)
 
 
-class Latents(_Parameters):
-    """Where latents come from: a job's artifact, or the multipart part `latents` (job null)."""
+class Latents(Strict):
+    """Where latents come from: a job's artifact, or the multipart part `latents` (job null).
+
+    Either is a safetensors file with an array `latents`, or a .npy array; index chooses of them.
+    """
 
     job: str | None = None
     name: str = "latents.safetensors"
@@ -289,13 +69,13 @@ class Latents(_Parameters):
     )
 
 
-class Init(_Parameters):
+class Init(Strict):
     """What sampling starts from instead of noise."""
 
     latents: Latents
 
 
-class _Operation(_Parameters):
+class _Operation(Strict):
     model: str = Field(min_length=1, max_length=200)
     priority: Priority = Field(
         default="interactive",
@@ -324,6 +104,15 @@ class _Conditioned(_Operation):
         return guidance
 
 
+class _OfImages(_Operation):
+    fit: Fit = Field(
+        default="exact",
+        description="Pictures of another size than the model's: `exact` refuses them, `resize` "
+        "scales them to it, `crop` scales until the shorter side fits and cuts the longer one "
+        "evenly at both ends. Arrays always need the model's own shape.",
+    )
+
+
 class GenerateParameters(_Conditioned):
     """`POST /generate`: draw images, or decode latents."""
 
@@ -333,7 +122,17 @@ class GenerateParameters(_Conditioned):
     sampler: Sampler = Ddpm()
     init: Init | None = None
     stream: Stream | None = None
-    format: Literal["png", "webp", "npy"] = "png"
+    format: Literal["png", "webp", "npy", "safetensors"] = Field(
+        default="png",
+        description="Of the results. `png`, `webp` (lossless): a file an image, 8 bits a channel. "
+        "`npy`: images.npy, float64 (N, C, H, W) in the data's own levels, not rounded. "
+        "`safetensors`: the same array as `images`, with model, digest and seeds as metadata.",
+    )
+    grid: bool | None = Field(
+        default=None,
+        description="Adds all images in one picture, grid.png (grid.webp for the format `webp`); "
+        "null: if the images are pictures themselves.",
+    )
 
     def rows(self, images: int = 0) -> int:
         """Rows that the job occupies: one an image that is drawn or decoded."""
@@ -375,11 +174,26 @@ class GenerateParameters(_Conditioned):
         return init
 
 
-class InvertParameters(_Conditioned):
+class InvertParameters(_Conditioned, _OfImages):
     """`POST /invert`: the latent code of each image."""
 
     solver: Solver = Adaptive()
     stream: Stream | None = None
+    format: Literal["safetensors", "npy"] = Field(
+        default="safetensors",
+        description="Of the latents, float64 (N, C, H, W): latents.safetensors, with how they were "
+        "encoded as metadata, or latents.npy, without.",
+    )
+
+    @field_validator("format")
+    @classmethod
+    def _pairs_need_safetensors(cls, kind: str, info: ValidationInfo) -> str:
+        if kind == "npy" and isinstance(info.data.get("solver"), Reversible):
+            raise ValueError(
+                "the reversible solver encodes an image as a pair, which a .npy file cannot hold; "
+                'ask for "safetensors"'
+            )
+        return kind
 
     @property
     def expected_calls(self) -> int:
@@ -387,7 +201,7 @@ class InvertParameters(_Conditioned):
         return 2 * self.solver.expected_calls
 
 
-class Bound(_Costed):
+class Bound(Costed):
     """How the evidence lower bound is estimated: of `steps` steps, null for continuous time."""
 
     steps: int | None = Field(default=None, ge=1)
@@ -409,11 +223,13 @@ class Bound(_Costed):
         return self
 
 
-class LoglikParameters(_Operation):
+class LoglikParameters(_OfImages):
     """`POST /loglik`: the log-likelihood of each image, or a lower bound of it.
 
     `pf_ode` integrates the density along the ODE (`solver`, `divergence`, `dequantization`);
-    `elbo` bounds the probability of the levels (`bound`).
+    `elbo` bounds the probability of the levels (`bound`). Of `pf_ode`, an image's `percentile` is
+    the percentage of the held-out images whose bits per dimension are at most its own: high is
+    unusual. It is null where the checkpoint does not know those of held-out images.
     """
 
     method: Literal["pf_ode", "elbo"] = "pf_ode"

@@ -14,7 +14,7 @@ from redis.exceptions import OutOfMemoryError, ResponseError
 
 from service.jobs import keys, scripts
 from service.jobs.beat import Beat, memory_low
-from service.jobs.job import FINISHED, Job, Status
+from service.jobs.job import FINISHED, Job, Status, is_job_id
 from service.jobs.parameters import PRIORITIES
 from service.settings import Settings
 
@@ -164,6 +164,8 @@ class JobStore:
 
     async def get(self, job_id: str) -> Job | None:
         """The job, None if it never was or has expired."""
+        if not is_job_id(job_id):
+            return None
         stored = await cast(Any, self._redis.hgetall(keys.job(job_id)))
         return Job.from_hash(stored) if stored else None
 

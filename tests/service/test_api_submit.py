@@ -14,30 +14,16 @@ import redis
 from service.jobs import keys
 from service.jobs.arrays import pack, unpack
 from service.jobs.lease import Claim, WorkerStore
-from service.jobs.parameters import Adaptive, Ddpm, Reversible
+from service.jobs.samplers import Adaptive, Ddpm, Reversible
 from service.jobs.store import JobStore
 from service.settings import Settings
 from tests.service.helpers import ROOMS
-from tests.service.uploads import GREY, latents, npy, picture, png
+from tests.service.uploads import GREY, form, latents, levels, npy, picture, png, refused
 
 pytestmark = pytest.mark.anyio
 
 Queued = Callable[[], list[str]]
 DECODE = {"model": "digits", "sampler": {"name": "pf_ode"}, "init": {"latents": {}}}
-
-
-def form(request: Any, *images: bytes, **files: bytes) -> dict[str, Any]:
-    """The arguments of httpx for a multipart upload."""
-    parts: list[Any] = [("request", (None, json.dumps(request), "application/json"))]
-    parts += [("image", (f"{i}.png", data, "image/png")) for i, data in enumerate(images)]
-    parts += [(name, (name, data, "application/octet-stream")) for name, data in files.items()]
-    return {"files": parts}
-
-
-def levels(worker: WorkerStore, job: dict[str, Any]) -> Any:
-    packed = worker.inputs(job["id"])
-    assert packed is not None
-    return unpack(packed)[0]["levels"]
 
 
 async def test_generate_queues_a_job_and_says_where_it_is(
@@ -196,19 +182,6 @@ async def test_an_encoding_without_its_companion_is_refused(
     assert '"companion"' in problem["detail"]
 
 
-async def refused(sending: Any, field: str, queued: Queued) -> dict[str, Any]:
-    """The problem of a 422 that names `field`, after which nothing is queued."""
-    answer = await sending
-    problem = answer.json()
-    assert answer.status_code == 422, problem
-    assert answer.headers["Content-Type"] == "application/problem+json"
-    assert (problem["status"], problem["title"]) == (422, "Unprocessable Entity")
-    assert [error["field"] for error in problem["errors"]] == [field]
-    assert field in problem["detail"]
-    assert queued() == []
-    return dict(problem)
-
-
 @pytest.mark.parametrize(
     ("body", "field", "said"),
     [
@@ -296,11 +269,11 @@ SAMPLES = {"kind": "uniform", "samples": 2}
         ("generate", {"seeds": [5, 6]}, 2, 250),
         ("generate", {"sampler": {"name": "pf_ode", "solver": HEUN}}, 1, 20),
         ("invert", {"solver": HEUN}, 2, 40),
-        ("invert", {"solver": {"name": "adaptive", "tolerance": 1e-3}}, 2, 2 * 58),
+        ("invert", {"solver": {"name": "adaptive", "tolerance": 1e-3}}, 2, 2 * 57),
         ("invert", {"solver": {"name": "adaptive", "max_calls": 10}}, 2, 20),
-        ("loglik", {}, 2, 58),
-        ("loglik", {"dequantization": SAMPLES}, 4, 58),
-        ("loglik", {"dequantization": None}, 2, 58),
+        ("loglik", {}, 2, 39),
+        ("loglik", {"dequantization": SAMPLES}, 4, 39),
+        ("loglik", {"dequantization": None}, 2, 39),
         ("loglik", {"method": "elbo", "dequantization": SAMPLES}, 2, 64 + 8),
     ],
 )

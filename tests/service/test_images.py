@@ -164,6 +164,7 @@ def _animated() -> bytes:
         (encode(RAMP)[:50], GREY, "damaged"),
         (encode(RAMP, "WEBP")[:-20], GREY, "not an image"),
         (encode(RAMP[:7]), GREY, "8x7"),
+        (encode(RAMP[:7]), GREY, '"fit" to "resize" or "crop"'),
         (encode(np.zeros((40, 40), np.uint8)), GREY, "at most 1000"),
         (_bomb(), GREY, "pixels"),
         (_webp_bomb("VP8X"), GREY, "16000x16000 pixels"),

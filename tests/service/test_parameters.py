@@ -5,13 +5,11 @@ from pydantic import ValidationError
 
 from service.jobs.parameters import (
     OPERATIONS,
-    Adaptive,
-    Ddpm,
     GenerateParameters,
     InvertParameters,
     LoglikParameters,
-    PfOde,
 )
+from service.jobs.samplers import Adaptive, Ddpm, PfOde
 
 
 def test_defaults_are_those_of_the_documentation():

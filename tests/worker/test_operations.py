@@ -8,7 +8,7 @@ from pydantic import BaseModel
 
 from model import grids, pf_ode
 from model.samplers import ODE_SOLVERS, SAMPLERS
-from service.jobs import parameters as p
+from service.jobs import samplers as s
 
 
 def by_name(union: object) -> dict[str, type[BaseModel]]:
@@ -17,20 +17,20 @@ def by_name(union: object) -> dict[str, type[BaseModel]]:
 
 
 def test_every_sampler_and_solver_can_be_asked_for_by_its_name() -> None:
-    assert set(by_name(p.TableSampler)) == set(SAMPLERS)
-    assert set(by_name(p.FixedSolver)) == set(ODE_SOLVERS)
+    assert set(by_name(s.TableSampler)) == set(SAMPLERS)
+    assert set(by_name(s.FixedSolver)) == set(ODE_SOLVERS)
 
 
 def test_every_grid_can_be_asked_for_by_its_name() -> None:
-    assert set(get_args(p.WholeGrid)) == set(grids.WHOLE_GRIDS)
-    selections = {name for part in get_args(p.Grid) for name in get_args(part)}
+    assert set(get_args(s.WholeGrid)) == set(grids.WHOLE_GRIDS)
+    selections = {name for part in get_args(s.Grid) for name in get_args(part)}
     assert selections == set(grids.GRIDS)
-    assert p.SELECTED_FROM == grids.DISCRETE_STEPS
+    assert s.SELECTED_FROM == grids.DISCRETE_STEPS
 
 
 @pytest.mark.parametrize("name", sorted(SAMPLERS))
 def test_a_sampler_s_options_are_those_of_its_function(name: str) -> None:
-    asked = set(by_name(p.TableSampler)[name].model_fields) - {"name", "steps", "grid", "clip", "t"}
+    asked = set(by_name(s.TableSampler)[name].model_fields) - {"name", "steps", "grid", "clip", "t"}
     keywords = {
         parameter.name
         for parameter in inspect.signature(SAMPLERS[name]).parameters.values()
@@ -40,5 +40,5 @@ def test_a_sampler_s_options_are_those_of_its_function(name: str) -> None:
 
 
 def test_the_default_tolerance_is_the_library_s() -> None:
-    assert p.Adaptive().tolerance == pf_ode.Adaptive().tolerance
-    assert p.Adaptive().max_calls == pf_ode.Adaptive().max_calls
+    assert s.Adaptive().tolerance == pf_ode.Adaptive().tolerance
+    assert s.Adaptive().max_calls == pf_ode.Adaptive().max_calls
