@@ -6,11 +6,13 @@ import typer
 
 
 def register(app: typer.Typer) -> None:
-    """Add `serve` and `up` to the command line."""
+    """Add `serve`, `up` and the client's commands to the command line."""
+    from service.client_commands import register_client
     from service.up import register_up
 
     app.command()(serve)
     register_up(app)
+    register_client(app)
 
 
 def serve(
