@@ -6,7 +6,7 @@ import pty
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,29 +19,15 @@ from safetensors.numpy import load_file
 from starlette.responses import Response
 from typer.testing import CliRunner, Result
 
-from service.api import create_app
 from service.client_commands import register_client
 from service.client_commands.request import build, ode_solver, sampler
 from service.jobs.lease import Claim, WorkerStore
-from service.settings import Settings
+from tests.service.clients import Serve, draw, encode, likelihoods
 from tests.service.helpers import CARDS, LIMIT, ROOMS, until
-from tests.service.network import Gate, document, served
-from tests.service.test_client import Serve, draw, encode, likelihoods
+from tests.service.network import Gate, document
 from tests.service.uploads import GREY, npy, png
 
 Fokker = Callable[..., Result]
-
-
-@pytest.fixture
-def gate(settings: Settings, worker: WorkerStore) -> Gate:
-    worker.announce(CARDS, ttl=60)
-    return Gate(create_app(settings))
-
-
-@pytest.fixture
-def url(gate: Gate) -> Iterator[str]:
-    with served(gate) as url:
-        yield url
 
 
 @pytest.fixture
