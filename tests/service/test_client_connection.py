@@ -38,7 +38,7 @@ def test_a_stream_that_breaks_is_resumed_where_it_was(
     claims: list[Claim] = []
     serve_one(claims.append)
     with line_to(url) as line:
-        client = connect(line.url)
+        client = connect(line.url, retries=1)  # of failures in a row
         job = client("submit", "generate", {"model": "digits"})
         claim = until(lambda: claims)[0]
         seen: list[Event] = []
@@ -61,6 +61,26 @@ def test_a_stream_that_breaks_is_resumed_where_it_was(
     assert [event.progress for event in seen[2:4]] == [0.1, 0.2]
     resumed = gate.headers("GET", f"/jobs/{job.id}/events", "Last-Event-ID")
     assert resumed == [None, seen[2].id, seen[3].id]
+
+
+def test_a_quiet_stream_may_break_as_often_as_it_likes_if_it_held_for_a_while(
+    url: str, gate: Gate, connect: Connect, serve_one: Serve, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("service.client.events.HEALTHY", 0.0)
+
+    with line_to(url) as line:
+
+        def work(claim: Claim) -> None:
+            path = f"/jobs/{claim.job.id}/events"
+            for count in range(1, 5):
+                until(lambda count=count: len(gate.headers("GET", path, "Accept")) == count)
+                line.cut()
+            claim.succeed({"images": []})
+
+        serve_one(work)
+        client = connect(line.url, retries=1)
+        job = client("submit", "generate", {"model": "digits"})
+        assert client("wait", job).status == "succeeded"
 
 
 def test_a_stream_that_breaks_again_and_again_is_given_up(url: str, gate: Gate, connect: Connect):
