@@ -6,12 +6,14 @@ import typer
 
 
 def register(app: typer.Typer) -> None:
-    """Add `serve`, `key` and `up` to the command line."""
+    """Add `serve`, `key`, `up` and the client's commands to the command line."""
+    from service.client_commands import register_client
     from service.up import register_up
 
     app.command()(serve)
     app.command()(key)
     register_up(app)
+    register_client(app)
 
 
 def serve(

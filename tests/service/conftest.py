@@ -2,6 +2,8 @@
 
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import ExitStack
+from functools import partial
 
 import httpx
 import pytest
@@ -13,7 +15,9 @@ from service.jobs.lease import Claim, WorkerStore
 from service.jobs.parameters import PRIORITIES
 from service.jobs.store import JobStore
 from service.settings import Settings
+from tests.service.clients import Blocking, Connect, Looping
 from tests.service.helpers import CARDS, LIMIT, ROOMS, until
+from tests.service.network import Gate, served
 
 
 @pytest.fixture
@@ -96,3 +100,24 @@ def serve_one(
     yield start
     for thread in threads:
         thread.join(LIMIT)
+
+
+@pytest.fixture
+def gate(settings: Settings, worker: WorkerStore) -> Gate:
+    """An API that knows CARDS, a live worker to all appearances, and a gate before both."""
+    worker.announce(CARDS, ttl=60)
+    return Gate(create_app(settings))
+
+
+@pytest.fixture
+def url(gate: Gate) -> Iterator[str]:
+    """Where the gate can be reached."""
+    with served(gate) as url:
+        yield url
+
+
+@pytest.fixture(params=[Blocking, Looping], ids=["sync", "async"])
+def connect(request: pytest.FixtureRequest) -> Iterator[Connect]:
+    """`connect(url, …)`: a client, called as `client("generate", …)`."""
+    with ExitStack() as stack:
+        yield partial(request.param, stack)

@@ -1,7 +1,6 @@
 """Jobs, models, health and the API's manners over HTTP."""
 
 import asyncio
-import threading
 import time
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
@@ -9,13 +8,13 @@ from typing import Any
 import httpx
 import pytest
 import redis
-import uvicorn
 from httpx_sse import ServerSentEvent, aconnect_sse
 
 from service.api import create_app
 from service.jobs.lease import Claim, WorkerStore
 from service.settings import Settings, SettingsError
-from tests.service.helpers import CARDS, LIMIT, ROOMS, until
+from tests.service.helpers import CARDS, LIMIT, ROOMS
+from tests.service.network import served
 
 pytestmark = pytest.mark.anyio
 
@@ -46,17 +45,8 @@ async def stream(
 def server(settings: Settings, worker: WorkerStore) -> Iterator[str]:
     """The address of an API under uvicorn, for what only a real connection shows."""
     worker.announce(CARDS, ttl=60)
-    config = uvicorn.Config(create_app(settings), port=0, log_level="warning")
-    server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    try:
-        until(lambda: server.started)
-        port = server.servers[0].sockets[0].getsockname()[1]
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        server.should_exit = True
-        thread.join(LIMIT)
+    with served(create_app(settings)) as url:
+        yield url
 
 
 @pytest.fixture

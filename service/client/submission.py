@@ -1,0 +1,197 @@
+"""From what a caller has (pictures, arrays, latents, options) to the call that submits a job."""
+
+import io
+import json
+import secrets
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any, Literal, TypedDict
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from service.client.calls import Call
+from service.client.errors import InvalidInput
+from service.client.job import Job
+from service.client.results import Inverted
+from service.jobs.arrays import pack
+from service.jobs.parameters import Priority
+
+ImageLike = str | PathLike[str] | bytes | Image.Image | NDArray[Any]
+"""A path, the bytes of a file, a picture, or an array (H, W) or (H, W, C) in the data's levels."""
+
+Images = ImageLike | Iterable[ImageLike]
+"""Images, or one; the first axis of an array alone counts images: (N, H, W) or (N, H, W, C)."""
+
+LatentsLike = Inverted | Job | str | PathLike[str] | bytes | NDArray[np.floating[Any]]
+"""Latents: those of an earlier `invert` (its result, its job, or that job's id as a string), a
+safetensors file (a path other than a string, or its bytes), or floats of shape (N, C, H, W)."""
+
+Named = str | Mapping[str, Any]
+"""A sampler or a solver: its name, or its name and options: `{"name": "ddim", "eta": 1.0}`."""
+
+Deadline = float | str
+"""Seconds, or a number with its unit: `"500ms"`, `"90s"`, `"15m"`, `"2h"`."""
+
+PICTURE = {".png": "image/png", ".webp": "image/webp", ".jpg": "image/jpeg", ".jpeg": "image/jpeg"}
+BYTES = "application/octet-stream"
+
+Part = tuple[str, tuple[str | None, bytes, str]]
+"""A multipart part as httpx takes it: its name, then file name, content and media type."""
+
+
+class Options(TypedDict, total=False):
+    """What all operations take; the service's own defaults stand for what is left out."""
+
+    class_label: int | None
+    priority: Priority
+    deadline: Deadline | None
+
+
+class GenerateOptions(Options, total=False):
+    """What `generate` takes besides the model."""
+
+    count: int
+    seed: int | None
+    seeds: list[int] | None
+    guidance: float
+    sampler: Named
+    latents: LatentsLike
+    init: Mapping[str, Any] | None
+    stream: Mapping[str, Any] | None
+    format: Literal["png", "webp", "npy", "safetensors"]
+    grid: bool | None
+
+
+Fit = Literal["exact", "resize", "crop"]
+
+
+class InvertOptions(Options, total=False):
+    """What `invert` takes besides images and the model."""
+
+    guidance: float
+    solver: Named
+    stream: Mapping[str, Any] | None
+    fit: Fit
+    format: Literal["safetensors", "npy"]
+
+
+class LoglikOptions(Options, total=False):
+    """What `loglik` takes besides images and the model."""
+
+    method: Literal["pf_ode", "elbo"]
+    solver: Named
+    divergence: Mapping[str, Any]
+    dequantization: Mapping[str, Any] | None
+    bound: Mapping[str, Any]
+    seed: int | None
+    fit: Fit
+
+
+@dataclass(frozen=True)
+class Submission:
+    """A job to be submitted: its operation, the JSON request, and the files that go along."""
+
+    operation: str
+    request: Mapping[str, Any]
+    images: Images | None = None
+    latents: LatentsLike | None = None
+    deadline: Deadline | None = None
+
+    @classmethod
+    def of(
+        cls, operation: str, model: str, options: Mapping[str, Any], images: Images | None = None
+    ) -> "Submission":
+        """The submission of an operation's options, as `GenerateOptions` and its like name them."""
+        request = {"model": model, **options}
+        latents, deadline = request.pop("latents", None), request.pop("deadline", None)
+        return cls(operation, request, images, latents, deadline)
+
+    def call(self) -> Call:
+        """The call, under an `Idempotency-Key` of its own: sent again, it submits the same job.
+
+        Raises InvalidInput for what cannot be sent, OSError for a file that cannot be read.
+        """
+        request = {name: _by_name(name, value) for name, value in self.request.items()}
+        parts = [] if self.images is None else image_parts(self.images)
+        if self.latents is not None:
+            request, latents = _with_latents(request, self.latents)
+            parts += latents
+        headers = {"Idempotency-Key": secrets.token_urlsafe(18)}
+        if self.deadline is not None:
+            given = self.deadline
+            headers["Cancel-After"] = given if isinstance(given, str) else f"{given:.3f}s"
+        body: dict[str, Any] = {"json": request}
+        if parts:
+            text = json.dumps(request, allow_nan=False).encode()
+            body = {"files": [("request", (None, text, "application/json")), *parts]}
+        return Call("POST", f"/{self.operation}", body | {"headers": headers})
+
+
+def _by_name(name: str, value: Any) -> Any:
+    return {"name": value} if name in ("sampler", "solver") and isinstance(value, str) else value
+
+
+def image_parts(images: Images) -> list[Part]:
+    """One part `image` an image. Raises InvalidInput or OSError for one that cannot be sent."""
+    return [("image", _file(index, image)) for index, image in enumerate(_each(images))]
+
+
+def _each(images: Images) -> Iterable[ImageLike]:
+    if isinstance(images, np.ndarray) and images.ndim < 3:
+        raise InvalidInput(
+            f"images: an array of shape {images.shape}; its first axis must count images, "
+            "(N, H, W) or (N, H, W, C); give `array[None]` for one image"
+        )
+    if isinstance(images, str | PathLike | bytes | Image.Image):
+        return [images]
+    return images
+
+
+def _file(index: int, image: ImageLike) -> tuple[str, bytes, str]:
+    if isinstance(image, bytes):
+        return str(index), image, BYTES
+    if isinstance(image, str | PathLike):
+        path = Path(image)
+        return path.name, path.read_bytes(), PICTURE.get(path.suffix.lower(), BYTES)
+    stream = io.BytesIO()
+    if isinstance(image, Image.Image):
+        try:
+            image.save(stream, "PNG")
+        except OSError as error:
+            detail = f"{error}; convert it to L, RGB or RGBA, or give an array in the data's levels"
+            raise InvalidInput(f"images[{index}]: {detail}") from error
+        return f"{index}.png", stream.getvalue(), PICTURE[".png"]
+    np.save(stream, np.asarray(image), allow_pickle=False)
+    return f"{index}.npy", stream.getvalue(), BYTES
+
+
+def _with_latents(
+    request: dict[str, Any], latents: LatentsLike
+) -> tuple[dict[str, Any], list[Part]]:
+    """The request that decodes `latents`, by the solver that encoded them if that is known."""
+    sampler: dict[str, Any] = {"name": "pf_ode"}
+    wanted: dict[str, Any] = {}
+    parts: list[Part] = []
+    match latents:
+        case Inverted():
+            wanted["job"] = latents.job.id
+            sampler["solver"] = latents.job.parameters["solver"]
+        case Job():
+            wanted["job"] = latents.id
+        case str():
+            wanted["job"] = latents
+        case bytes():
+            parts = [_latents_part(latents)]
+        case np.ndarray():
+            parts = [_latents_part(pack({"latents": latents}))]
+        case _:
+            parts = [_latents_part(Path(latents).read_bytes())]
+    return {"sampler": sampler} | request | {"init": {"latents": wanted}}, parts
+
+
+def _latents_part(data: bytes) -> Part:
+    return "latents", ("latents.safetensors", data, BYTES)
