@@ -184,7 +184,9 @@ class AdaptiveRows:
     def _next_step(self, at: Tensor) -> None:
         s = self.slots
         remaining = s["end"][at] - s["t"][at]
-        s["last"][at] = last = _LAST * s["step"][at] >= remaining.abs()
+        # Not again after it was rejected: the same step would be tried for ever.
+        reach = torch.where(s["rejected"][at], 1.0, _LAST)
+        s["last"][at] = last = reach * s["step"][at] >= remaining.abs()
         direction = torch.sign(s["end"][at] - s["start"][at])
         s["h"][at] = torch.where(last, remaining, direction * s["step"][at])
         s["k"][at, 1:] = 0.0  # a stage that is no number must not outlive its step

@@ -90,6 +90,14 @@ def test_a_row_that_runs_out_of_calls_says_so_and_the_others_go_on() -> None:
     assert int(found.nfe.max()) <= cap
 
 
+def test_a_last_step_that_is_rejected_is_made_shorter() -> None:
+    """A step may be lengthened to reach the end; if that was too far, it must not be again."""
+    x = draw(NETWORK, 64)
+    for tolerance in np.logspace(-1.0, -3.0, 30):
+        found = encoded(x, float(tolerance), max_calls=300)
+        assert found.converged.all(), tolerance
+
+
 def encoded_on_grid(x: torch.Tensor, name: str, steps: int) -> Flowed:
     solver = FixedGrid(name=name, steps=steps)
     return run(encode(PROCESS, x, Condition.same(len(x)), solver), DENOISER)
