@@ -3,6 +3,7 @@
 A `Settings` is built once at start and handed down; nothing reads the environment at import.
 """
 
+import sys
 from pathlib import Path
 from typing import Any, Literal
 
@@ -40,7 +41,15 @@ class Settings(BaseSettings):
     secret: SecretStr | None = Field(
         default=None,
         min_length=16,
-        description="Signs URLs and webhooks; one is made and kept in Redis if unset.",
+        description="Signs URLs; one is made and kept in Redis if unset.",
+    )
+    webhook_secret: SecretStr | None = Field(
+        default=None,
+        min_length=16,
+        description="Signs webhooks; without it there are none.",
+    )
+    webhook_private: bool = Field(
+        default=False, description="Let webhooks call private addresses, too."
     )
     signed_ttl: int = Field(default=3600, ge=1, description="Seconds that a signed URL works.")
     cors_origins: str = Field(
@@ -151,3 +160,25 @@ class Settings(BaseSettings):
                 "redis://localhost:6379/0, or run `fokker up`, which starts one"
             )
         return self.redis_url
+
+
+def to_markdown() -> str:
+    """The page docs/configuration.md: every setting, its default and what it is for."""
+    lines = [
+        "# Configuration",
+        "",
+        "Every setting is an environment variable. Times are in seconds, sizes in bytes. A value",
+        "that cannot be used stops the start with an error that names its variable. This page is",
+        "written by `python -m service.settings`.",
+        "",
+        "| variable | default | what it is for |",
+        "|---|---|---|",
+    ]
+    for name, field in Settings.model_fields.items():
+        default = "" if field.default in (None, "") else f"`{field.default}`"
+        lines.append(f"| `FOKKER_{name.upper()}` | {default} | {field.description} |")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    sys.stdout.write(to_markdown())

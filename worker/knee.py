@@ -43,6 +43,9 @@ ROUNDS = 4
 LIMIT = 4.0
 """Seconds of calls after which no further round is begun."""
 
+_MOST_WAITED = 0.1
+"""Part of the measuring time that threads may wait for a core before a curve is not kept."""
+
 PROBES = 8
 """Products a row of the likelihood call that is measured."""
 
@@ -192,6 +195,18 @@ def measure_checkpoint(checkpoint: Checkpoint, denoiser: Denoiser, rounds: int =
     return measure(plain, gradient, rounds)
 
 
+def _waited() -> float:
+    """Seconds that the threads of this process were ready to run and had no core to run on.
+
+    Linux's schedstat; 0 where there is none.
+    """
+    total = 0
+    for path in Path("/proc/self/task").glob("*/schedstat"):
+        with contextlib.suppress(OSError):  # a thread that has ended
+            total += int(path.read_text().split()[1])
+    return 1e-9 * total
+
+
 def _query(shape: tuple[int, ...], rows: int, probes: int = 0) -> Query:
     """Noise at log-SNRs all over the range; reproducible where it asks for products."""
     seeds = torch.arange(rows)
@@ -271,15 +286,17 @@ class Curves:
     def of(self, checkpoint: Checkpoint, denoiser: Denoiser, idle: Callable[[], bool]) -> Curve:
         """The curve of a loaded checkpoint: the one that was kept, else measured now.
 
-        idle: whether nothing else runs on the device. While something does, its jobs are held up
-        as little as can be, and the curve is not kept: its sizes compare, its times do not.
+        idle: whether no job runs on the device. While one does, it is held up as little as can be.
+        What was measured beside jobs, or on cores that others had, is not kept: its sizes compare,
+        its times do not.
         """
         key = circumstances(checkpoint, denoiser)
         if (found := self.find(key)) is not None:
             return found
-        alone = idle()
+        alone, before, start = idle(), _waited(), time.perf_counter()
         curve = self._measure(checkpoint, denoiser, ROUNDS if alone else 1)
-        if alone and idle():
+        waited = (_waited() - before) / (time.perf_counter() - start)
+        if alone and idle() and waited < _MOST_WAITED:
             self.keep(key, curve)
         return curve
 

@@ -11,10 +11,13 @@ from fastapi.middleware.cors import CORSMiddleware
 from redis.exceptions import RedisError
 
 from service.api import health, jobs, models, operations, problems
+from service.api import metrics as scrape
 from service.api.auth import Gate, Signer, read_keys
 from service.api.dependencies import Services, State
+from service.api.figures import ApiMetrics, Count
 from service.api.rates import Rates
 from service.api.schemas import ProblemDocument, component_schemas
+from service.api.webhooks import deliver_due
 from service.jobs.hints import Hinter, make_celery
 from service.jobs.store import JobStore
 from service.settings import Settings
@@ -29,7 +32,7 @@ DESCRIPTION = "Diffusion models behind an API: generate, encode and likelihood, 
 
 def create_app(settings: Settings) -> FastAPI:
     """The API over the Redis of `settings`; raises `SettingsError` if none is set."""
-    url, keys = settings.require_redis(), read_keys(settings)
+    url, keys, metrics = settings.require_redis(), read_keys(settings), ApiMetrics()
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -42,6 +45,7 @@ def create_app(settings: Settings) -> FastAPI:
             gate=Gate(keys, signer),
             signer=signer,
             rates=Rates(url, settings.requests_per_minute),
+            metrics=metrics,
             state=State(),
         )
         chores = asyncio.create_task(_do_chores(services))
@@ -58,8 +62,9 @@ def create_app(settings: Settings) -> FastAPI:
         app.add_middleware(
             CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"]
         )
+    app.add_middleware(Count, metrics=metrics)
     problems.install(app)
-    for part in (operations, jobs, models, health):
+    for part in (operations, jobs, models, health, scrape):
         app.include_router(part.router)
     _document_request_bodies(app)
     return app
@@ -77,6 +82,7 @@ async def _do_chores(services: Services) -> None:
     while True:
         try:
             await services.store.settle()
+            await deliver_due(services)
             services.state.memory_low = await services.store.memory_low()
             failing = False
         except Exception as error:

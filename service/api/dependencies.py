@@ -6,6 +6,7 @@ from typing import Annotated, cast
 from fastapi import Depends, Request
 
 from service.api.auth import Gate, Signer
+from service.api.figures import ApiMetrics
 from service.api.problems import not_found
 from service.api.rates import Rates
 from service.jobs.hints import Hinter
@@ -36,6 +37,7 @@ class Services:
     gate: Gate
     signer: Signer
     rates: Rates
+    metrics: ApiMetrics
     state: State
 
 

@@ -53,6 +53,7 @@ class JobView(BaseModel):
     attempt: int
     deadline: float | None
     cancel_requested: bool
+    cancel_reason: Literal["requested", "deadline", "abandoned"] | None
     created: float | None
     started: float | None
     finished: float | None

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from service.api.latents import Card, latent_bytes, read_latents
 from service.api.problems import FieldError, did_you_mean, from_pydantic, invalid
 from service.api.uploads import Upload
+from service.api.webhooks import ForbiddenError, check_url
 from service.images import PICTURE_CHANNELS, ImageError, declared_pixels, read_image
 from service.jobs.arrays import pack
 from service.jobs.job import Job, new_job_id
@@ -61,6 +62,11 @@ async def prepare(
         raise from_pydantic(error, upload.request) from error
     card = await _card(store, parameters.model)
     _check_bounds(parameters, card, settings)
+    if parameters.webhook is not None:
+        try:
+            check_url(parameters.webhook, settings)
+        except ForbiddenError as error:
+            raise invalid(FieldError("webhook", str(error), parameters.webhook)) from error
     if isinstance(parameters, GenerateParameters):
         _refuse_images(upload)
         parameters, inputs = await _generate_inputs(
@@ -80,6 +86,7 @@ async def prepare(
         rows=parameters.rows(len(upload.images)),
         calls=parameters.expected_calls,
         owner=owner,
+        webhook=parameters.webhook,
     )
     return Prepared(job, inputs)
 

@@ -7,9 +7,9 @@ from service.api.schemas import JobView, Links, QueueView, SignedLinks
 from service.jobs.job import Job, Status
 
 
-async def view_of(services: Services, job: Job, request: Request) -> JobView:
-    """The view of a job, as the request's owner is shown it."""
-    own = f"{request.scope.get('root_path', '')}/jobs/{job.id}"
+async def view_of(services: Services, job: Job, request: Request | None = None) -> JobView:
+    """The view of a job, as its owner is shown it; without a request with links from the root."""
+    own = f"{request.scope.get('root_path', '') if request else ''}/jobs/{job.id}"
     artifacts = {name: f"{own}/artifacts/{name}" for name in sorted(job.artifacts)}
     sign = services.signer.sign
     links = Links(

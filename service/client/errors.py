@@ -89,16 +89,16 @@ def require_success(job: Job) -> Job:
             why = "its deadline passed before it started; submit it again with a later one"
             raise JobCanceled(f"job {job.id} was aborted: {why}", job)
         case Status.CANCELED:
-            raise JobCanceled(f"job {job.id} was canceled {_why_canceled(job)}", job)
+            why = WHY.get(job.document.get("cancel_reason") or "", "on request")
+            raise JobCanceled(f"job {job.id} was canceled {why}", job)
         case status:
             raise InvalidInput(f"job {job.id} is {status}; wait for its end first")
 
 
-def _why_canceled(job: Job) -> str:
-    deadline, finished = job.document.get("deadline"), job.document.get("finished")
-    if deadline is not None and finished is not None and finished >= deadline:
-        return "because its deadline passed; submit it again with a later one"
-    return "on request"
+WHY = {
+    "deadline": "because its deadline passed; submit it again with a later one",
+    "abandoned": "because nobody followed its stream any more",
+}
 
 
 @contextmanager

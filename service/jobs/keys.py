@@ -26,7 +26,7 @@ WEBHOOKS = PREFIX + "webhooks"
 """Sorted set: ids of the finished jobs whose webhook is due then (Redis's seconds)."""
 
 SECRET = PREFIX + "secret"
-"""Bytes that sign URLs and webhooks, unless a setting gives them."""
+"""Bytes that sign URLs, unless a setting gives them."""
 
 MODELS = PREFIX + "models"
 """Hash: model name to its card as JSON. It outlives the workers that announced it."""
@@ -73,6 +73,17 @@ def queue(priority: str, digest: str) -> str:
     """Sorted set: ids of the queued jobs of a priority and a checkpoint, scored by when they were
     first submitted (Redis's seconds), so that a job which comes back keeps its place."""
     return f"{PREFIX}queued:{priority}:{digest}"
+
+
+def digest_of_queue(name: str) -> str | None:
+    """The checkpoint of a queue's key; None for another name."""
+    priority_and_digest = name.removeprefix(f"{PREFIX}queued:")
+    return None if priority_and_digest == name else priority_and_digest.partition(":")[2]
+
+
+def webhook(job_id: str) -> str:
+    """Held by the process that calls the job's webhook."""
+    return f"{job(job_id)}:webhook"
 
 
 def running(digest: str) -> str:

@@ -82,6 +82,9 @@ class _Operation(Strict):
         description="Jobs that someone waits for start before those that may take their time.",
     )
     class_label: int | None = Field(default=None, ge=0)
+    webhook: str | None = Field(
+        default=None, max_length=2000, description="URL that is told, signed, of the job's end."
+    )
 
     def rows(self, images: int) -> int:
         """Rows of a network's batch that the job occupies, `images` of them uploaded."""

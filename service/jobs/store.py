@@ -3,6 +3,7 @@
 import hashlib
 import json
 import secrets
+from collections import Counter
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -251,8 +252,7 @@ class JobStore:
 
         Every process with a store may call it, as often as it likes.
         """
-        seconds, microseconds = await self._redis.time()
-        now = seconds + microseconds / 1e6
+        now = await self._now()
         async with self._redis.pipeline(transaction=False) as batch:
             for index in (keys.DEADLINES, keys.ABANDONED):
                 batch.zrangebyscore(index, "-inf", now, start=0, num=1000)
@@ -261,6 +261,44 @@ class JobStore:
             await self._run("expire", job_id.decode())
         for job_id in abandoned:
             await self._run("cancel", job_id.decode(), reason="abandoned")
+
+    async def due_webhooks(self, seconds: float) -> list[tuple[Job, int]]:
+        """Jobs whose webhook is due, and the number of this attempt; nobody else gets them.
+
+        seconds: after which they are due again, should the caller die.
+        """
+        now = await self._now()
+        due = self._redis.zrangebyscore(keys.WEBHOOKS, "-inf", now, start=0, num=20)
+        found = []
+        for raw in cast(list[bytes], await due):
+            job_id = raw.decode()
+            lock = keys.webhook(job_id)
+            if not await self._redis.set(lock, 1, nx=True, px=int(seconds * 1000)):
+                continue
+            job = await self.get(job_id)
+            if job is None:
+                await self.webhook_done(job_id)
+                continue
+            attempt = await cast(Any, self._redis.hincrby(keys.job(job_id), "webhook_attempts", 1))
+            found.append((job, int(attempt)))
+        return found
+
+    async def webhook_failed(self, job_id: str, pause: float | None) -> None:
+        """Try again after so many seconds; None: never."""
+        if pause is None:
+            return await self.webhook_done(job_id)
+        await self._redis.zadd(keys.WEBHOOKS, {job_id: await self._now() + pause}, xx=True)
+        await self._redis.delete(keys.webhook(job_id))
+        return None
+
+    async def webhook_done(self, job_id: str) -> None:
+        """Forget the webhook of a job."""
+        await self._redis.zrem(keys.WEBHOOKS, job_id)
+        await self._redis.delete(keys.webhook(job_id))
+
+    async def _now(self) -> float:
+        seconds, microseconds = await self._redis.time()
+        return float(seconds) + microseconds / 1e6
 
     async def read_events(self, job_id: str, after: str, block_ms: int) -> list[Event]:
         """The events after the id `after`; waits up to `block_ms` for the first one."""
@@ -331,7 +369,20 @@ class JobStore:
 
     async def live_models(self) -> frozenset[str]:
         """The names of the models that a live worker serves now."""
-        return frozenset(name for beat in await self._beats() for name in beat.models)
+        return frozenset(await self.live_workers())
+
+    async def live_workers(self) -> Counter[str]:
+        """How many live workers serve each model."""
+        return Counter(name for beat in await self._beats() for name in beat.models)
+
+    async def waiting(self) -> tuple[int, Counter[str]]:
+        """How many jobs wait, and their row-calls by checkpoint."""
+        totals = await cast(Any, self._redis.hgetall(keys.TOTALS))
+        row_calls: Counter[str] = Counter()
+        for name, total in totals.items():
+            if (digest := keys.digest_of_queue(name.decode())) is not None:
+                row_calls[digest] += int(total)
+        return int(totals.get(b"jobs", 0)), row_calls
 
     async def _beats(self) -> list[Beat]:
         """What the live workers last said; forgets those that have died."""

@@ -1,6 +1,10 @@
 import dataclasses
+import hashlib
 import itertools
 import json
+import os
+import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -305,3 +309,34 @@ def test_the_shipped_model_has_a_sane_curve(checkpoint: Checkpoint, denoiser: De
     # Eight products cost eight to eleven forwards (DESIGN §3); a busy machine may blur that.
     assert curve.gradient_seconds is not None
     assert 2.0 < curve.gradient_seconds / curve.seconds_for(16) < 50.0
+
+
+@pytest.mark.skipif(not Path("/proc/self/schedstat").exists(), reason="Linux's schedstat")
+def test_what_was_measured_on_a_crowded_machine_is_not_kept(
+    tmp_path: Path, checkpoint: Checkpoint, denoiser: Denoiser
+) -> None:
+    def crowded(checkpoint: Checkpoint, denoiser: Denoiser, rounds: int) -> Curve:
+        """Twice as many busy threads as cores: each waits half of the time."""
+        until = time.monotonic() + 0.3
+
+        def work() -> None:
+            while time.monotonic() < until:
+                hashlib.sha256(bytes(1 << 20))  # without the interpreter's lock
+            ended.wait()
+
+        threads = [threading.Thread(target=work) for _ in range(2 * (os.cpu_count() or 1))]
+        for thread in threads:
+            thread.start()
+        time.sleep(0.4)
+        running.extend(threads)
+        return CURVE
+
+    running: list[threading.Thread] = []
+    ended = threading.Event()
+    try:
+        Curves(tmp_path, crowded).of(checkpoint, denoiser, lambda: True)
+    finally:
+        ended.set()
+        for thread in running:
+            thread.join()
+    assert not (tmp_path / "curves").exists()

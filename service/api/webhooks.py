@@ -1,0 +1,119 @@
+"""Who wants to be told of a job's end, is: a signed POST to the URL in the request.
+
+`Fokker-Signature: t=<seconds>,v1=<hex>` is HMAC-SHA-256 over `<seconds>.<body>` by the secret of
+FOKKER_WEBHOOK_SECRET; whoever checks it also refuses a time that is long past. An answer other than
+2xx, and none within 10 s, is tried again, six times in all, 5 s to 80 s apart.
+"""
+
+import asyncio
+import hmac
+import ipaddress
+import logging
+import socket
+import time
+from urllib.parse import urlsplit
+
+import httpx
+
+from service.api.dependencies import Services
+from service.api.views import view_of
+from service.jobs.job import Job
+from service.settings import Settings
+
+log = logging.getLogger(__name__)
+
+ATTEMPTS = 6
+PAUSE = 5.0  # seconds before the second attempt, doubled each time
+TIMEOUT = 10.0  # seconds
+
+
+class ForbiddenError(Exception):
+    """A URL that must not be called."""
+
+
+def sign(secret: bytes, body: bytes, seconds: int) -> str:
+    """The value of `Fokker-Signature`."""
+    mac = hmac.digest(secret, b"%d.%s" % (seconds, body), "sha256").hex()
+    return f"t={seconds},v1={mac}"
+
+
+def check_url(url: str, settings: Settings) -> None:
+    """Raises `ForbiddenError`, which says why, for what can be seen to be no webhook."""
+    if settings.webhook_secret is None:
+        raise ForbiddenError("webhooks are off here; whoever runs this sets FOKKER_WEBHOOK_SECRET")
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ForbiddenError("not an http or https URL")
+    if parts.username or parts.password:
+        raise ForbiddenError("it carries a user or password; leave them out")
+    try:
+        address = ipaddress.ip_address(parts.hostname)
+    except ValueError:
+        return
+    _check_address(str(address), settings)
+
+
+def _check_address(address: str, settings: Settings) -> None:
+    if not settings.webhook_private and not ipaddress.ip_address(address).is_global:
+        raise ForbiddenError(f"{address} is not an address of the public internet")
+
+
+async def deliver_due(services: Services) -> None:
+    """Tell those who wait to be told; several processes may do so at once."""
+    due = await services.store.due_webhooks(TIMEOUT + PAUSE)
+    await asyncio.gather(*(_deliver(services, job, attempt) for job, attempt in due))
+
+
+async def _deliver(services: Services, job: Job, attempt: int) -> None:
+    assert job.webhook is not None
+    try:
+        await _post(services, job, job.webhook)
+    except (httpx.HTTPError, OSError, ForbiddenError) as error:
+        last = attempt >= ATTEMPTS or isinstance(error, ForbiddenError)
+        log.warning(
+            "the webhook of job %s failed%s: %s", job.id, " for good" if last else "", error
+        )
+        pause = None if last else PAUSE * 2 ** (attempt - 1)
+        await services.store.webhook_failed(job.id, pause)
+    else:
+        await services.store.webhook_done(job.id)
+
+
+async def _post(services: Services, job: Job, url: str) -> None:
+    settings = services.settings
+    check_url(url, settings)
+    assert settings.webhook_secret is not None
+    parts = urlsplit(url)
+    assert parts.hostname is not None
+    address = await _resolve(parts.hostname, settings)
+    view = await view_of(services, job)
+    body = view.model_dump_json().encode()
+    secret = settings.webhook_secret.get_secret_value().encode()
+    headers = {
+        "Content-Type": "application/json",
+        "Fokker-Signature": sign(secret, body, int(time.time())),
+        "Host": parts.netloc,
+    }
+    # The address that was checked is the one that is called, whatever the name says next.
+    host = f"[{address}]" if ":" in address else address
+    target = parts._replace(netloc=host if parts.port is None else f"{host}:{parts.port}")
+    async with httpx.AsyncClient(timeout=TIMEOUT, trust_env=False) as client:
+        answer = await client.post(
+            target.geturl(),
+            content=body,
+            headers=headers,
+            extensions={"sni_hostname": parts.hostname},
+        )
+    answer.raise_for_status()
+    if answer.is_redirect:
+        raise ForbiddenError("it redirects, which is not followed")
+
+
+async def _resolve(host: str, settings: Settings) -> str:
+    """An address of the host; raises `ForbiddenError` if any of them is private."""
+    loop = asyncio.get_running_loop()
+    found = await loop.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    addresses = [str(entry[4][0]) for entry in found]
+    for address in addresses:
+        _check_address(address, settings)
+    return addresses[0]
