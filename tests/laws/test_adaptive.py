@@ -1,11 +1,14 @@
 """The adaptive solver: independent rows, scipy's errors and calls, round trips."""
 
+import math
+
 import numpy as np
 import pytest
 import scipy.integrate
 import torch
 from numpy.typing import NDArray
 
+from model.adaptive import AdaptiveRows, relative_norm
 from model.flow import clock, log_snr_at, velocity
 from model.pf_ode import Adaptive, FixedGrid, Flowed, decode, encode
 from model.process import VPLinear
@@ -90,12 +93,32 @@ def test_a_row_that_runs_out_of_calls_says_so_and_the_others_go_on() -> None:
     assert int(found.nfe.max()) <= cap
 
 
-def test_a_last_step_that_is_rejected_is_made_shorter() -> None:
-    """A step may be lengthened to reach the end; if that was too far, it must not be again."""
-    x = draw(NETWORK, 64)
-    for tolerance in np.logspace(-1.0, -3.0, 30):
-        found = encoded(x, float(tolerance), max_calls=300)
-        assert found.converged.all(), tolerance
+@pytest.mark.parametrize("steepness", [5.0, 8.0, 13.0, 21.0, 34.0, 55.0])
+def test_a_last_step_that_is_rejected_is_made_shorter(steepness: float) -> None:
+    """A step may be lengthened to reach the end; if that was too far, it must not be again.
+
+    y = exp(k (t − 1)) is steepest at its end, where the last step is the most likely to fail.
+    """
+    for tolerance in np.logspace(-2.0, -6.0, 20):
+        rows = AdaptiveRows(1, torch.device("cpu"))
+        start = torch.full((1, 1), math.exp(-steepness), dtype=torch.float64)
+        at = rows.admit(start, 0.0, 1.0, 2000)
+        norm, phase = relative_norm(torch.tensor([tolerance])), torch.zeros(1, dtype=torch.int64)
+        leaving = False
+        while not leaving:
+            _, t = rows.ask(at, phase)
+            rows.tell(at, phase, steepness * torch.exp(steepness * (t - 1.0))[:, None])
+            match int(phase):
+                case 0:
+                    rows.try_first_step(at, norm)
+                case 1:
+                    rows.begin(at, norm)
+                case 7:
+                    leaving = bool(rows.finish_step(at, norm).leaving)
+                    phase[:] = 1
+            phase += 1
+        assert rows.slots["converged"][at].all(), tolerance
+        assert rows.slots["y"][at].item() == pytest.approx(1.0, abs=100 * tolerance)
 
 
 def encoded_on_grid(x: torch.Tensor, name: str, steps: int) -> Flowed:

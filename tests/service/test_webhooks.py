@@ -1,0 +1,180 @@
+"""Webhooks: signed, tried again, delivered once, and never to a private address unless allowed."""
+
+import asyncio
+import hmac
+import json
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx
+import pytest
+import redis
+from pydantic import SecretStr
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from service.jobs import keys
+from service.jobs.lease import WorkerStore
+from service.settings import Settings
+from tests.service.helpers import CARDS, LIMIT, ROOMS
+from tests.service.network import served
+from tests.service.test_auth import api
+
+pytestmark = pytest.mark.anyio
+SECRET = "0123456789abcdef"
+ALLOWED = {"webhook_secret": SecretStr(SECRET), "webhook_private": True}
+
+
+@dataclass
+class Receiver:
+    """Notes what it is sent, and answers with the next of `statuses`, at last with 204."""
+
+    statuses: list[int] = field(default_factory=list)
+    bodies: list[bytes] = field(default_factory=list)
+    signatures: list[str] = field(default_factory=list)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            request = Request(scope, receive)
+            self.bodies.append(await request.body())
+            self.signatures.append(request.headers["Fokker-Signature"])
+            status = self.statuses.pop(0) if self.statuses else 204
+            await Response(status_code=status, headers={"Location": "/"})(scope, receive, send)
+
+
+@pytest.fixture(autouse=True)
+def short_pause(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.api.webhooks.PAUSE", 0.05)
+
+
+@pytest.fixture
+def receiver() -> Receiver:
+    return Receiver()
+
+
+@pytest.fixture
+def address(receiver: Receiver) -> Iterator[str]:
+    with served(receiver) as url:
+        yield url
+
+
+@pytest.fixture
+async def client(settings: Settings, worker: WorkerStore) -> AsyncIterator[httpx.AsyncClient]:
+    worker.announce(CARDS, ttl=60)
+    async with api(settings, **ALLOWED) as client:
+        yield client
+
+
+async def submitted(client: httpx.AsyncClient, url: str) -> httpx.Response:
+    return await client.post("/generate", json={"model": "digits", "webhook": url})
+
+
+def succeed(worker: WorkerStore) -> str:
+    claim = worker.claim(["sha256:digits"], ROOMS)
+    assert claim is not None
+    claim.succeed({"images": []})
+    return claim.job.id
+
+
+async def forgotten(redis_url: str) -> None:
+    """Until no webhook is due any more."""
+    with redis.Redis.from_url(redis_url) as admin:
+        async with asyncio.timeout(LIMIT):
+            while admin.zcard(keys.WEBHOOKS):
+                await asyncio.sleep(0.05)
+
+
+async def test_the_end_of_a_job_is_told_and_signed(
+    client: httpx.AsyncClient, worker: WorkerStore, receiver: Receiver, address: str, redis_url: str
+):
+    assert (await submitted(client, f"{address}/hook")).status_code == 202
+    job_id = succeed(worker)
+    await forgotten(redis_url)
+    (body,), (signature,) = receiver.bodies, receiver.signatures
+    told = json.loads(body)
+    assert (told["id"], told["status"], told["result"]) == (job_id, "succeeded", {"images": []})
+    seconds, given = (part.partition("=")[2] for part in signature.split(","))
+    right = hmac.digest(SECRET.encode(), seconds.encode() + b"." + body, "sha256").hex()
+    assert given == right
+    assert abs(int(seconds) - told["finished"]) < 60
+
+
+async def test_a_failed_delivery_is_tried_again_and_at_last_given_up(
+    client: httpx.AsyncClient, worker: WorkerStore, receiver: Receiver, address: str, redis_url: str
+):
+    receiver.statuses = [500, 404]
+    await submitted(client, address)
+    succeed(worker)
+    await forgotten(redis_url)
+    assert len(receiver.bodies) == 3
+    receiver.statuses = [500] * 100
+    await submitted(client, address)
+    succeed(worker)
+    await forgotten(redis_url)
+    assert len(receiver.bodies) == 3 + 6
+
+
+async def test_two_processes_deliver_once(
+    settings: Settings, worker: WorkerStore, receiver: Receiver, address: str, redis_url: str
+):
+    worker.announce(CARDS, ttl=60)
+    async with AsyncExitStack() as stack:
+        first, _ = [await stack.enter_async_context(api(settings, **ALLOWED)) for _ in range(2)]
+        for _ in range(5):
+            await submitted(first, address)
+            succeed(worker)
+        await forgotten(redis_url)
+    assert sorted(json.loads(body)["id"] for body in receiver.bodies) == sorted(
+        {json.loads(body)["id"] for body in receiver.bodies}
+    )
+    assert len(receiver.bodies) == 5
+
+
+async def test_a_redirect_is_not_followed(
+    client: httpx.AsyncClient, worker: WorkerStore, receiver: Receiver, address: str, redis_url: str
+):
+    receiver.statuses = [307]
+    await submitted(client, address)
+    succeed(worker)
+    await forgotten(redis_url)
+    assert len(receiver.bodies) == 1
+
+
+async def test_a_name_of_a_private_address_is_not_called(
+    settings: Settings, worker: WorkerStore, receiver: Receiver, address: str, redis_url: str
+):
+    worker.announce(CARDS, ttl=60)
+    async with api(settings, **ALLOWED | {"webhook_private": False}) as client:
+        answer = await submitted(client, address.replace("127.0.0.1", "localhost"))
+        assert answer.status_code == 202, "only its resolution tells"
+        succeed(worker)
+        await forgotten(redis_url)
+    assert receiver.bodies == []
+
+
+@pytest.mark.parametrize(
+    ("url", "changes", "said"),
+    [
+        ("http://example.org", {"webhook_secret": None}, "FOKKER_WEBHOOK_SECRET"),
+        ("ftp://example.org", {}, "http"),
+        ("http://", {}, "http"),
+        ("http://me:pass@example.org", {}, "password"),
+        ("http://127.0.0.1:1", {"webhook_private": False}, "public"),
+        ("http://169.254.169.254/latest", {"webhook_private": False}, "public"),
+        ("http://[::1]/", {"webhook_private": False}, "public"),
+        ("http://10.0.0.1/", {"webhook_private": False}, "public"),
+    ],
+)
+async def test_what_is_no_webhook_is_refused(
+    settings: Settings, worker: WorkerStore, url: str, changes: dict[str, Any], said: str
+):
+    worker.announce(CARDS, ttl=60)
+    async with api(settings, **ALLOWED | changes) as client:
+        answer = await submitted(client, url)
+        assert answer.status_code == 422
+        (error,) = answer.json()["errors"]
+        assert error["field"] == "webhook"
+        assert said in error["detail"]
