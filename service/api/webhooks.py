@@ -31,6 +31,10 @@ class ForbiddenError(Exception):
     """A URL that must not be called."""
 
 
+class RefusedError(Exception):
+    """A call that did not succeed."""
+
+
 def sign(secret: bytes, body: bytes, seconds: int) -> str:
     """The value of `Fokker-Signature`."""
     mac = hmac.digest(secret, b"%d.%s" % (seconds, body), "sha256").hex()
@@ -68,7 +72,7 @@ async def _deliver(services: Services, job: Job, attempt: int) -> None:
     assert job.webhook is not None
     try:
         await _post(services, job, job.webhook)
-    except (httpx.HTTPError, OSError, ForbiddenError) as error:
+    except (httpx.HTTPError, OSError, ForbiddenError, RefusedError) as error:
         last = attempt >= ATTEMPTS or isinstance(error, ForbiddenError)
         log.warning(
             "the webhook of job %s failed%s: %s", job.id, " for good" if last else "", error
@@ -104,9 +108,10 @@ async def _post(services: Services, job: Job, url: str) -> None:
             headers=headers,
             extensions={"sni_hostname": parts.hostname},
         )
-    answer.raise_for_status()
     if answer.is_redirect:
         raise ForbiddenError("it redirects, which is not followed")
+    if not answer.is_success:
+        raise RefusedError(f"it answered {answer.status_code}")
 
 
 async def _resolve(host: str, settings: Settings) -> str:

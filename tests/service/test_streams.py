@@ -49,22 +49,34 @@ async def running(settings: Settings) -> AsyncIterator[tuple[httpx.AsyncClient, 
         await asyncio.to_thread(thread.join, LIMIT)
 
 
+class Reader:
+    """Reads a stream, event by event; the line stays open between them."""
+
+    def __init__(self, source: EventSource) -> None:
+        self.response = source.response
+        self.events = source.aiter_sse()
+
+    async def kind(self) -> str:
+        """The next event's type."""
+        return (await anext(self.events)).event
+
+    @property
+    def job(self) -> str:
+        """The id of the job, as the POST's Location says it."""
+        return self.response.headers["Location"].removeprefix("/jobs/")
+
+
 @asynccontextmanager
-async def posted(client: httpx.AsyncClient, **headers: str) -> AsyncIterator[EventSource]:
+async def posted(client: httpx.AsyncClient, **headers: str) -> AsyncIterator[Reader]:
     accept = {"Accept": "text/event-stream"} | headers
     async with aconnect_sse(client, "POST", "/generate", json=BODY, headers=accept) as source:
-        yield source
+        yield Reader(source)
 
 
-async def first_event(source: EventSource) -> str:
-    """The first event's type. The job's id is that of the Location."""
-    async for event in source.aiter_sse():
-        return event.event
-    raise AssertionError("the stream ended")
-
-
-def job_id(source: EventSource) -> str:
-    return source.response.headers["Location"].removeprefix("/jobs/")
+@asynccontextmanager
+async def following(client: httpx.AsyncClient, job: str) -> AsyncIterator[Reader]:
+    async with aconnect_sse(client, "GET", f"/jobs/{job}/events") as source:
+        yield Reader(source)
 
 
 def claimed(worker: WorkerStore) -> Claim:
@@ -88,9 +100,9 @@ async def becomes(store: JobStore, job: str, status: Status) -> None:
 async def test_a_post_may_stream_its_job(settings: Settings, store: JobStore, worker: WorkerStore):
     worker.announce(CARDS, ttl=60)
     seen = []
-    async with running(settings) as (client, _), asyncio.timeout(LIMIT), posted(client) as source:
-        assert source.response.status_code == 200
-        async for event in source.aiter_sse():
+    async with running(settings) as (client, _), asyncio.timeout(LIMIT), posted(client) as reader:
+        assert reader.response.status_code == 200
+        async for event in reader.events:
             seen.append(event.event)
             if event.event == "queued":
                 claimed(worker).succeed({"images": []})
@@ -103,9 +115,9 @@ async def test_a_job_whose_reader_has_left_is_canceled(
 ):
     worker.announce(CARDS, ttl=60)
     async with running(settings) as (client, _):
-        async with posted(client) as source:
-            assert await first_event(source) == "queued"
-            job = job_id(source)
+        async with posted(client) as reader:
+            assert await reader.kind() == "queued"
+            job = reader.job
             claim = claimed(worker) if runs else None
         if claim is None:
             await becomes(store, job, Status.CANCELED)
@@ -124,11 +136,11 @@ async def test_a_reader_who_comes_back_keeps_the_job(
 ):
     worker.announce(CARDS, ttl=60)
     async with running(settings) as (client, _):
-        async with posted(client) as source:
-            await first_event(source)
-            job = job_id(source)
-        async with aconnect_sse(client, "GET", f"/jobs/{job}/events") as again:
-            await first_event(again)
+        async with posted(client) as reader:
+            await reader.kind()
+            job = reader.job
+        async with following(client, job) as again:
+            await again.kind()
             await asyncio.sleep(3 * GRACE)
             assert await status_of(store, job) is Status.QUEUED
         await becomes(store, job, Status.CANCELED)
@@ -138,11 +150,11 @@ async def test_one_of_two_readers_is_enough(
     settings: Settings, store: JobStore, worker: WorkerStore
 ):
     worker.announce(CARDS, ttl=60)
-    async with running(settings) as (client, _), posted(client) as source:
-        await first_event(source)
-        job = job_id(source)
-        async with aconnect_sse(client, "GET", f"/jobs/{job}/events") as other:
-            await first_event(other)
+    async with running(settings) as (client, _), posted(client) as reader:
+        await reader.kind()
+        job = reader.job
+        async with following(client, job) as other:
+            await other.kind()
         await asyncio.sleep(3 * GRACE)
         assert await status_of(store, job) is Status.QUEUED
 
@@ -150,9 +162,9 @@ async def test_one_of_two_readers_is_enough(
 async def test_who_prefers_it_may_leave(settings: Settings, store: JobStore, worker: WorkerStore):
     worker.announce(CARDS, ttl=60)
     async with running(settings) as (client, _):
-        async with posted(client, Prefer="respond-async") as source:
-            await first_event(source)
-            job = job_id(source)
+        async with posted(client, Prefer="respond-async") as reader:
+            await reader.kind()
+            job = reader.job
         await asyncio.sleep(3 * GRACE)
         assert await status_of(store, job) is Status.QUEUED
 
@@ -163,8 +175,8 @@ async def test_readers_of_a_job_that_was_only_queued_may_leave(
     worker.announce(CARDS, ttl=60)
     async with running(settings) as (client, _):
         job = (await client.post("/generate", json=BODY)).json()["id"]
-        async with aconnect_sse(client, "GET", f"/jobs/{job}/events") as source:
-            await first_event(source)
+        async with following(client, job) as reader:
+            await reader.kind()
         await asyncio.sleep(3 * GRACE)
         assert await status_of(store, job) is Status.QUEUED
 
@@ -173,12 +185,12 @@ async def test_a_server_that_stops_cancels_no_job(
     settings: Settings, store: JobStore, worker: WorkerStore
 ):
     worker.announce(CARDS, ttl=60)
-    async with running(settings) as (client, server), posted(client) as source:
-        await first_event(source)
-        job = job_id(source)
+    async with running(settings) as (client, server), posted(client) as reader:
+        await reader.kind()
+        job = reader.job
         server.should_exit = True
         with pytest.raises(httpx.RemoteProtocolError):
-            async for _ in source.aiter_sse():
+            async for _ in reader.events:
                 pass
     async with running(settings):  # another one, which looks after abandoned jobs
         await asyncio.sleep(3 * GRACE)
