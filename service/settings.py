@@ -135,6 +135,9 @@ class Settings(BaseSettings):
         le=65_535,
         description="Port that a worker's metrics are served on; unset, they are not served.",
     )
+    log_format: Literal["console", "json"] = Field(
+        default="console", description="Form of the log lines: for people or for machines."
+    )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
         default="INFO", description="Least severe log line that is written."
     )

@@ -74,7 +74,7 @@ class Courier:
             try:
                 return delivery()
             except LeaseLost as lost:
-                log.warning("%s", lost)
+                log.warning("%s", lost, extra={"job_id": claim.job.id})
                 self._lost.add(claim)
                 return None
             except (redis.ConnectionError, redis.TimeoutError, redis.OutOfMemoryError) as error:
@@ -82,7 +82,7 @@ class Courier:
                 if self._stopping.wait(_RETRY_SECONDS):
                     return None
             except Exception:
-                log.exception("a delivery of job %s failed", claim.job.id)
+                log.exception("a delivery failed", extra={"job_id": claim.job.id})
                 return self._give_up(claim)
 
     def _give_up(self, claim: Claim) -> None:
@@ -92,4 +92,4 @@ class Courier:
         try:
             claim.fail({"type": "about:blank", "title": "Failed", "detail": detail})
         except (redis.RedisError, LeaseLost) as error:
-            log.warning("job %s is left to the reaper: %s", claim.job.id, error)
+            log.warning("left to the reaper: %s", error, extra={"job_id": claim.job.id})

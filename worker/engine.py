@@ -481,7 +481,8 @@ class Engine:
         self._courier.send(job.claim, _delivery(job.claim, outcome, seconds))
         self._metrics.images[job.labels].inc(len(outcome.result["images"]))
         self._metrics.jobs[job.claim.job.operation, "succeeded"].inc()
-        log.info("job %s (%s) done in %.3f s", job.claim.job.id, job.claim.job.operation, seconds)
+        about = {"job_id": job.claim.job.id, "operation": job.claim.job.operation}
+        log.info("done in %.3f s", seconds, extra=about)
         self._leave(job)
 
     def _tell(self, job: ActiveJob, report: Report) -> None:
@@ -498,7 +499,8 @@ class Engine:
             title = "Model not available"
         else:
             title = "Failed"
-        log.error("job %s failed", claim.job.id, exc_info=error)
+        about = {"job_id": claim.job.id, "operation": claim.job.operation}
+        log.error("failed: %s", error, exc_info=error, extra=about)
         self._metrics.jobs[claim.job.operation, "failed"].inc()
         document = {"type": "about:blank", "title": title, "detail": f"{error}"}
         self._courier.send(claim, lambda: claim.fail(document))

@@ -22,6 +22,7 @@ from celery import signals
 from model.inference import can_compile
 from service.jobs.hints import TASK_NAME, Hinter, make_celery
 from service.jobs.lease import Claim, WorkerStore
+from service.logs import configure
 from service.settings import Settings, SettingsError
 from worker.courier import Courier
 from worker.engine import Engine
@@ -186,6 +187,10 @@ class Keeper:
                 self._engine.stop_job(claim, held)
 
 
+def _leave_logging(**_: object) -> None:
+    """Celery sets no logging up where somebody listens to this signal."""
+
+
 def run_worker(settings: Settings) -> int:
     """Serve jobs until SIGTERM or SIGINT; jobs still running then are handed back.
 
@@ -193,6 +198,8 @@ def run_worker(settings: Settings) -> int:
     """
     if settings.compile and not can_compile():
         raise SettingsError("FOKKER_COMPILE needs a C++ compiler: install g++, or leave it unset")
+    configure(settings)
+    signals.setup_logging.connect(_leave_logging, weak=False)
     use_one_core()
     sys.setswitchinterval(_SWITCH)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

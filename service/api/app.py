@@ -16,6 +16,7 @@ from service.api.auth import Gate, Signer, read_keys
 from service.api.dependencies import Services, State
 from service.api.figures import ApiMetrics, Count
 from service.api.rates import Rates
+from service.api.request_ids import RequestIds
 from service.api.schemas import ProblemDocument, component_schemas
 from service.api.webhooks import deliver_due
 from service.jobs.hints import Hinter, make_celery
@@ -63,6 +64,7 @@ def create_app(settings: Settings) -> FastAPI:
             CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"]
         )
     app.add_middleware(Count, metrics=metrics)
+    app.add_middleware(RequestIds)
     problems.install(app)
     for part in (operations, jobs, models, health, scrape):
         app.include_router(part.router)

@@ -236,7 +236,7 @@ async def _hint(services: Services, job: Job) -> None:
         await anyio.to_thread.run_sync(services.hinter.hint, job.id)
     except OperationalError as error:
         # The job is stored: a worker that has room finds it without a hint, a moment later.
-        log.warning("no hint was sent at job %s: %s", job.id, error)
+        log.warning("no hint was sent: %s", error, extra={"job_id": job.id})
 
 
 def preferences(prefer: str | None) -> dict[str, str]:

@@ -6,6 +6,7 @@ import uvicorn
 
 from service.api.app import create_app
 from service.api.auth import check_exposure, read_keys
+from service.logs import configure
 from service.settings import Settings
 
 GRACE = 3
@@ -24,8 +25,10 @@ class Server(uvicorn.Server):
 def run(settings: Settings) -> None:
     """Serve until SIGTERM or SIGINT; raises `SettingsError` before it listens."""
     check_exposure(settings, settings.host, read_keys(settings))
+    configure(settings)
     config = uvicorn.Config(
         create_app(settings),
+        log_config=None,
         host=settings.host,
         port=settings.port,
         log_level=settings.log_level.lower(),

@@ -74,9 +74,8 @@ async def _deliver(services: Services, job: Job, attempt: int) -> None:
         await _post(services, job, job.webhook)
     except (httpx.HTTPError, OSError, ForbiddenError, RefusedError) as error:
         last = attempt >= ATTEMPTS or isinstance(error, ForbiddenError)
-        log.warning(
-            "the webhook of job %s failed%s: %s", job.id, " for good" if last else "", error
-        )
+        said = "webhook failed for good: %s" if last else "webhook failed: %s"
+        log.warning(said, error, extra={"job_id": job.id})
         pause = None if last else PAUSE * 2 ** (attempt - 1)
         await services.store.webhook_failed(job.id, pause)
     else:
