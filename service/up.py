@@ -225,8 +225,7 @@ class Supervisor:
                 try:
                     response = await client.get("/readyz")
                     if response.status_code == httpx.codes.OK:
-                        listing = (await client.get("/models")).raise_for_status().json()
-                        return [model["name"] for model in listing["models"]]
+                        return list(response.json()["models"])
                     said = f"{response.status_code} {response.text}"
                 except httpx.TransportError:
                     pass

@@ -431,7 +431,7 @@ class Engine:
             if not job.told_preview:
                 job.told_preview = True
                 self._metrics.first_preview[job.labels].observe(job.age)
-        if job.reports.wants_step(now):
+        if job.reports.wants_step(now, len(self._active)):
             self._tell(job, job.reports.step(calls, job.progress))
 
     def _arrive(self, job: ActiveJob, ride: Ride) -> None:

@@ -17,6 +17,9 @@ from service.jobs import parameters as p
 STEP_INTERVAL = 1.0
 """Seconds between two `step` events of a job, at least."""
 
+STEPS_A_SECOND = 16
+"""`step` events of all jobs of a worker, about."""
+
 Report = tuple[str, Callable[[], dict[str, Any]]]
 """An event's type and a function that makes its data, away from the device's thread."""
 
@@ -52,11 +55,15 @@ class Reports:
 
         return "preview", data
 
-    def wants_step(self, now: float) -> bool:
-        """Whether it is time to tell how far the job is; now: seconds on any clock."""
+    def wants_step(self, now: float, jobs: int = 1) -> bool:
+        """Whether it is time to tell how far the job is; now: seconds on any clock.
+
+        jobs: in flight. They share `STEPS_A_SECOND`, since every event costs the worker, Redis and
+        who reads it some of the time that networks want.
+        """
         if now < self._next_step:
             return False
-        self._next_step = now + STEP_INTERVAL
+        self._next_step = now + max(STEP_INTERVAL, jobs / STEPS_A_SECOND)
         return True
 
     @staticmethod
