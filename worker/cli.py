@@ -25,16 +25,10 @@ def worker(
     # down; ones that never spin make a forward three times slower. Microseconds of it are best
     # (docs/decisions.md). Read when torch is loaded, so it stands before the import.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
-    cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
-    if "OMP_NUM_THREADS" not in os.environ:
-        # A worker that has all cores keeps a thread on each; with fewer, workers would share them.
-        os.environ.setdefault("OMP_PROC_BIND", "true")
     from model.checkpoint import CheckpointError
     from service.settings import Settings, SettingsError
     from worker.main import run_worker
-    from worker.threads import free_others_on
 
-    free_others_on(cores)
     given: dict[str, Any] = {} if models is None else {"models": models}
     try:
         code = run_worker(Settings.load(**given))
