@@ -146,15 +146,17 @@ def _little(data: bytes) -> int:
 
 def _pixels(image: ImageFile.ImageFile, data: bytes) -> tuple[Pixels, float]:
     """Decoded and turned upright: (h, w, 1 | 3), or 4 where it has alpha; and the full value."""
+    # As the header has it: what a PNG says of transparency after its pixels does not count.
+    alpha, key = _has_alpha(image), image.info.get("transparency")
     if png.is_deep(image):
         parts = [_upright(part) for part in png.deep_images(image, data)]
-        return _with_key(png.join(parts), image.info.get("transparency")), 65_535.0
+        return _with_key(png.join(parts), key), 65_535.0
     image.load()
     upright = _upright(image)
     if image.mode == "I;16":
         grey = np.asarray(upright, dtype=np.uint16)[..., None]
-        return _with_key(grey, image.info.get("transparency")), 65_535.0
-    if _has_alpha(image):
+        return _with_key(grey, key), 65_535.0
+    if alpha:
         upright = upright.convert("RGBA")
     else:
         upright = upright.convert("L" if image.mode in ("1", "L") else "RGB")

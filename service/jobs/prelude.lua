@@ -43,7 +43,7 @@ end
 -- Totals: how many jobs wait, and row-calls by queue, by running checkpoint and by owner.
 
 local function add(field, amount)
-  if redis.call('HINCRBY', TOTALS, field, amount) <= 0 then
+  if redis.call('HINCRBY', TOTALS, field, string.format('%d', amount)) <= 0 then
     redis.call('HDEL', TOTALS, field)
   end
 end

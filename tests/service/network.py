@@ -22,7 +22,9 @@ from tests.service.helpers import LIMIT, until
 @contextmanager
 def served(app: ASGIApp) -> Iterator[str]:
     """The address of an application under uvicorn, for what only a real connection shows."""
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning"))
+    server = uvicorn.Server(
+        uvicorn.Config(app, port=0, log_level="warning", timeout_graceful_shutdown=1)
+    )
     thread = threading.Thread(target=server.run)
     thread.start()
     try:
@@ -32,6 +34,7 @@ def served(app: ASGIApp) -> Iterator[str]:
     finally:
         server.should_exit = True
         thread.join(LIMIT)
+        assert not thread.is_alive(), "it would go on looking after the next tests' jobs"
 
 
 @dataclass(frozen=True)

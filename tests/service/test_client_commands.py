@@ -125,6 +125,7 @@ def test_every_option_of_generate_reaches_the_request(fokker: Fokker, url: str, 
         "stream": {"every": 7, "what": "x0"},
         "format": "npy",
         "grid": None,
+        "webhook": None,
     }
 
 
