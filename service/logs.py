@@ -1,7 +1,7 @@
 """Logs on standard error: a line an event, for people or as JSON, with what it is about.
 
 A line about a job has its `job_id`, one written while a request is answered its `request_id`.
-Signatures of URLs are left out.
+What URLs hold of signatures and keys is left out.
 """
 
 import logging
@@ -14,7 +14,7 @@ import structlog
 
 from service.settings import Settings
 
-SIGNATURE = re.compile(r"(signature=)[^\s&\"]+")
+SECRET = re.compile(r"((?:signature|api_?key|key|token)=)[^\s&\"]+", re.IGNORECASE)
 OWN_HANDLERS = ("uvicorn", "uvicorn.error", "uvicorn.access", "celery")
 """Loggers that would write lines of their own form."""
 
@@ -26,7 +26,13 @@ def configure(settings: Settings) -> None:
     if json:
         processors += [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
     else:
-        processors.append(structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty()))
+        processors.append(
+            structlog.dev.ConsoleRenderer(
+                colors=sys.stderr.isatty(),
+                # Without the values of variables, which may be a user's images or keys.
+                exception_formatter=structlog.dev.plain_traceback,
+            )
+        )
     handler = logging.StreamHandler()
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
@@ -48,8 +54,10 @@ def configure(settings: Settings) -> None:
         logger = logging.getLogger(name)
         logger.handlers, logger.propagate = [], True
         logger.setLevel(logging.NOTSET)
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # a webhook's URL may be a secret
 
 
 def _redact(logger: Any, method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    event["event"] = SIGNATURE.sub(r"\1…", str(event["event"]))
+    event.pop("color_message", None)  # uvicorn says it twice
+    event["event"] = SECRET.sub(r"\1…", str(event["event"]))
     return event

@@ -500,7 +500,9 @@ class Engine:
         else:
             title = "Failed"
         about = {"job_id": claim.job.id, "operation": claim.job.operation}
-        log.error("failed: %s", error, exc_info=error, extra=about)
+        # What a request can bring about needs no trace of our own code.
+        trace = None if isinstance(error, NotFiniteError | ModelError) else error
+        log.error("failed: %s", error, exc_info=trace, extra=about)
         self._metrics.jobs[claim.job.operation, "failed"].inc()
         document = {"type": "about:blank", "title": title, "detail": f"{error}"}
         self._courier.send(claim, lambda: claim.fail(document))

@@ -279,7 +279,7 @@ def _require_finite(values: Tensor) -> None:
         wrong = (~finite).nonzero().squeeze(1).tolist()
         raise NotFiniteError(
             f"the model's answer is not finite for images {wrong}; "
-            "the checkpoint may be damaged, or guidance too strong"
+            "the checkpoint may be damaged, guidance too strong, or latents far too large"
         )
 
 

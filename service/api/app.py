@@ -91,7 +91,9 @@ async def _do_chores(services: Services) -> None:
             # Said once: Redis may be away for long.
             if not failing:
                 trace = None if isinstance(error, RedisError) else error
-                log.warning("deadlines cannot be kept now: %s", error, exc_info=trace)
+                log.warning(
+                    "late and abandoned jobs cannot be settled now: %s", error, exc_info=trace
+                )
             failing = True
         await asyncio.sleep(CHORES)
 

@@ -45,7 +45,14 @@ def check_url(url: str, settings: Settings) -> None:
     """Raises `ForbiddenError`, which says why, for what can be seen to be no webhook."""
     if settings.webhook_secret is None:
         raise ForbiddenError("webhooks are off here; whoever runs this sets FOKKER_WEBHOOK_SECRET")
-    parts = urlsplit(url)
+    if not url.isprintable() or " " in url:
+        raise ForbiddenError("it has characters that no URL has")
+    try:
+        parts = urlsplit(url)
+        parts.port  # noqa: B018 - parsed only when it is asked for
+        (parts.hostname or "").encode("idna")
+    except ValueError as error:
+        raise ForbiddenError(f"not a URL: {error}") from error
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ForbiddenError("not an http or https URL")
     if parts.username or parts.password:
@@ -74,7 +81,8 @@ async def _deliver(services: Services, job: Job, attempt: int) -> None:
     assert job.webhook is not None
     try:
         await _post(services, job, job.webhook)
-    except (httpx.HTTPError, OSError, ForbiddenError, RefusedError) as error:
+    except Exception as error:
+        # Whatever it is, it is this webhook's failure and must not be another's.
         last = attempt >= ATTEMPTS or isinstance(error, ForbiddenError)
         said = "webhook failed for good: %s" if last else "webhook failed: %s"
         log.warning(said, error, extra={"job_id": job.id})
