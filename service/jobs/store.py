@@ -21,6 +21,7 @@ from service.settings import Settings
 
 FROM_THE_START = "0-0"
 BLOCK = 15.0  # seconds that one read of a stream may block
+CONNECTIONS = 10_000  # at most, of a pool; every open stream holds one
 READ = 100  # events that one read gives at most
 ABANDONED_AFTER = 10.0  # seconds without a subscriber
 
@@ -111,9 +112,14 @@ class JobStore:
         self._settings = settings
         url = settings.require_redis()
         # One retry: a pooled connection may be stale after Redis came back.
-        self._redis = Redis.from_url(url, retry=Retry(NoBackoff(), 1))
+        self._redis = Redis.from_url(url, retry=Retry(NoBackoff(), 1), max_connections=CONNECTIONS)
         # A blocking read outlives the usual socket timeout, so it has a client of its own.
-        self._blocking = Redis.from_url(url, retry=Retry(NoBackoff(), 1), socket_timeout=BLOCK + 5)
+        self._blocking = Redis.from_url(
+            url,
+            retry=Retry(NoBackoff(), 1),
+            socket_timeout=BLOCK + 5,
+            max_connections=CONNECTIONS,
+        )
 
     async def close(self) -> None:
         """Close the connections."""

@@ -4,7 +4,6 @@ Each test says in its last line what it counted; benchmarks/RESULTS.md has those
 """
 
 import asyncio
-import hashlib
 import os
 import signal
 import subprocess
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import psutil
 import pytest
 import redis
@@ -110,9 +110,9 @@ def running(service: Service, jobs: list[dict[str, Any]]) -> bool:
     return all(service.get(job)["status"] == "running" for job in jobs)
 
 
-def digest(service: Service, job: dict[str, Any]) -> str:
-    """Of the images of a finished job."""
-    return hashlib.sha256(service.artifact(job, "images.npy")).hexdigest()
+def images(service: Service, job: dict[str, Any]) -> np.ndarray:
+    """Of a finished job, in levels."""
+    return service.array(job, "images.npy")
 
 
 def kinds(service: Service, job: dict[str, Any]) -> Counter[str]:
@@ -122,7 +122,7 @@ def kinds(service: Service, job: dict[str, Any]) -> Counter[str]:
 def test_a_killed_worker_s_jobs_are_done_by_another_just_the_same(start: StartApi) -> None:
     service = start()
     first = service.start_worker()
-    undisturbed = [digest(service, service.succeeded(job)) for job in submitted(service)]
+    undisturbed = [images(service, service.succeeded(job)) for job in submitted(service)]
     jobs = submitted(service)
     wait_until(lambda: running(service, jobs), "all jobs to run")
     first.kill_group()
@@ -133,7 +133,9 @@ def test_a_killed_worker_s_jobs_are_done_by_another_just_the_same(start: StartAp
         again = time.monotonic() - killed
         ended = [service.succeeded(job) for job in jobs]
         assert [job["attempt"] for job in ended] == [2] * JOBS
-        assert [digest(service, job) for job in ended] == undisturbed
+        # To the float32 of a network whose batches were composed otherwise, far below a level.
+        for job, expected in zip(ended, undisturbed, strict=True):
+            np.testing.assert_allclose(images(service, job), expected, atol=1e-3)
         assert all(kinds(service, job)["succeeded"] == 1 for job in jobs)
         assert again < 2 * LEASE
     finally:
@@ -232,6 +234,7 @@ def test_a_stream_goes_on_at_another_api_process(start: StartApi) -> None:
 
 def test_vanished_clients_leave_nothing_open(start: StartApi, own_redis: OwnRedis) -> None:
     service = start()
+    service.start_worker().stop()  # it has announced its model
     job = service.submit("/generate", request(1))  # waits: there is no worker
     process = psutil.Process(service.api.process.pid)
 
