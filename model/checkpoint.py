@@ -32,6 +32,9 @@ from model.unet import UNet, UNetConfig
 FORMAT = 1
 _METADATA_KEY = "fokker"
 
+REPLACED = "replaced"
+"""In a folder of published checkpoints, where versions wait that others have taken the place of."""
+
 NetworkConfig = UNetConfig | GaussianMixtureConfig
 
 NETWORKS: dict[str, tuple[type[Any], type[nn.Module], torch.dtype]] = {
@@ -135,6 +138,11 @@ class Checkpoint:
         )
 
 
+def replaced_path(path: Path, digest: str) -> Path:
+    """Where the version with this digest is kept once the file at ``path`` is another."""
+    return path.parent / REPLACED / digest.removeprefix("sha256:")[:16] / path.name
+
+
 def library_version() -> str:
     """The installed version of Fokker, "0+unknown" where it is not installed."""
     try:
@@ -166,6 +174,12 @@ def save(path: Path, description: Description, weights: Mapping[str, Tensor]) ->
     partial.replace(path)
 
 
+def digest(path: Path) -> str:
+    """By which a checkpoint is known: "sha256:…" of its file."""
+    with path.open("rb") as file:
+        return "sha256:" + hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def load(path: Path) -> Checkpoint:
     """Read a checkpoint; raises `CheckpointError` that names the file and what is wrong with it."""
     try:
@@ -183,8 +197,7 @@ def load(path: Path) -> Checkpoint:
         network.load_state_dict(weights)
     except (OSError, SafetensorError, ValueError, TypeError) as error:
         raise CheckpointError(f"{path}: {error}") from error
-    digest = "sha256:" + hashlib.sha256(path.read_bytes()).hexdigest()
-    return Checkpoint(description=description, network=network, digest=digest)
+    return Checkpoint(description=description, network=network, digest=digest(path))
 
 
 def _check_weights(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:

@@ -1,17 +1,19 @@
 """The service's commands; what they need is imported when they run."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 
 def register(app: typer.Typer) -> None:
-    """Add `serve`, `key`, `up` and the client's commands to the command line."""
+    """Add `serve`, `key`, `inspect`, `up` and the client's commands to the command line."""
     from service.client_commands import register_client
     from service.up import register_up
 
     app.command()(serve)
     app.command()(key)
+    app.command()(inspect)
     register_up(app)
     register_client(app)
 
@@ -51,3 +53,26 @@ def key(
     typer.echo(f"{owner}:{made}")
     if hashed:
         typer.echo(str(Key.of(owner, made)))
+
+
+def inspect(
+    checkpoint: Annotated[Path, typer.Argument(help="A checkpoint, *.safetensors.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print all of it, as JSON.")] = False,
+) -> None:
+    """Print what a checkpoint says of itself; reads its header alone and needs no torch."""
+    import json
+
+    from service import inspection
+
+    try:
+        found = inspection.inspect(checkpoint)
+    except inspection.InspectionError as error:
+        typer.echo(f"fokker inspect: {error}", err=True)
+        raise typer.Exit(1) from error
+    if as_json:
+        typer.echo(json.dumps(found.to_json(), indent=2))
+        return
+    lines = list(found.lines())
+    width = max(len(name) for name, _ in lines)
+    for name, value in lines:
+        typer.echo(f"{name:<{width}}  {value}")

@@ -9,8 +9,9 @@ import typer
 
 
 def register(app: typer.Typer) -> None:
-    """Add `fokker train`."""
+    """Add `fokker train` and `fokker publish`."""
     app.command()(train)
+    app.command()(publish)
 
 
 def train(
@@ -35,3 +36,39 @@ def train(
     except (ConfigError, TrainingDivergedError) as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(1) from error
+
+
+def publish(
+    run: Annotated[Path, typer.Argument(help="Folder of a run, or a checkpoint in it.")],
+    name: Annotated[str, typer.Argument(help="Name by which requests ask for the model.")],
+    models: Annotated[
+        Path,
+        typer.Option(envvar="FOKKER_MODELS", help="Folder whose checkpoints the workers serve."),
+    ],
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace another checkpoint of this name.")
+    ] = False,
+    keep_days: Annotated[
+        float,
+        typer.Option(
+            min=0.0,
+            help="Days that replaced versions stay, for jobs that were submitted with them.",
+        ),
+    ] = 7.0,
+) -> None:
+    """Put a run's checkpoint, card and samples into the folder that workers serve, at once.
+
+    Running workers offer it within seconds.
+    """
+    from training import publish as publishing
+
+    try:
+        done = publishing.publish(run, name, models, force=force, kept_days=keep_days)
+    except publishing.PublishError as error:
+        typer.echo(f"fokker publish: {error}", err=True)
+        raise typer.Exit(1) from error
+    typer.echo(f"{done.path}: {done.digest}")
+    if done.kept is not None:
+        typer.echo(f"replaced {done.replaced}, which is kept in {done.kept.parent}")
+    for path in done.dropped:
+        typer.echo(f"removed {path}")

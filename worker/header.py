@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,6 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch.overrides import TorchFunctionMode
 
+from model import checkpoint as checkpoints
 from model.checkpoint import CheckpointError, Description, build_network
 
 
@@ -85,13 +85,12 @@ def read_header(path: Path) -> Header:
         if wrong:
             names = sorted({name for name, _ in wrong})
             raise CheckpointError(f"its weights do not fit its architecture: {names}")
-        with path.open("rb") as content:
-            digest = hashlib.file_digest(content, "sha256").hexdigest()
+        digest = checkpoints.digest(path)
     except (OSError, SafetensorError, ValueError, TypeError) as error:
         raise CheckpointError(f"{path}: {error}") from error
     return Header(
         path=path,
-        digest=f"sha256:{digest}",
+        digest=digest,
         description=description,
         parameters=sum(w.numel() for w in weights.values()),
         size=sum(w.numel() * w.element_size() for w in weights.values()),

@@ -1,5 +1,8 @@
 """The models that a worker offers: every checkpoint of a folder, in memory while it is used.
 
+Versions that `fokker publish` has replaced are no longer offered, but served to the jobs that were
+submitted with them as long as their files are kept (`model.checkpoint.replaced_path`).
+
 At first a model is its header; its weights are read when they are asked for, by one thread, while
 others run. What was used least recently is unloaded when the memory for weights is full, but never
 a model that is pinned by jobs in flight.
@@ -21,7 +24,7 @@ from typing import Any
 import torch
 
 import model
-from model.checkpoint import Checkpoint, CheckpointError, load
+from model.checkpoint import REPLACED, Checkpoint, CheckpointError, load, replaced_path
 from model.denoiser import Denoiser
 from worker.header import Header, read_header
 from worker.knee import Curve, Curves
@@ -94,6 +97,7 @@ class Shelf:
 
         self._lock = threading.Lock()  # never held while a file is read or a model is measured
         self._offered: dict[str, Header] = {}
+        self._kept: dict[str, Header] = {}  # replaced ones, whose files are still there
         self._loaded: dict[str, ServedModel] = {}  # least recently used first
         self._wanted: dict[str, _Wanted] = {}  # in the order of the requests
         self._failed: dict[str, str] = {}
@@ -115,9 +119,9 @@ class Shelf:
 
     @property
     def digests(self) -> frozenset[str]:
-        """What can be requested: the folder's models, and replaced ones that are still loaded."""
+        """What can be requested: the folder's models, and replaced ones, kept or still loaded."""
         with self._lock:
-            return frozenset({*self._offered, *self._loaded})
+            return frozenset({*self._offered, *self._kept, *self._loaded})
 
     @property
     def rates(self) -> dict[str, float]:
@@ -156,9 +160,10 @@ class Shelf:
             if (reason := self._failed.get(digest)) is not None:
                 raise ModelError(reason)
             if digest not in self._wanted:
-                if digest not in self._offered:
+                header = self._offered.get(digest) or self._kept.get(digest)
+                if header is None:
                     raise ModelError(f"this worker has no checkpoint {digest} (any more)")
-                self._wanted[digest] = _Wanted(header=self._offered[digest])
+                self._wanted[digest] = _Wanted(header=header)
             waiting = self._wanted[digest].ready
             if ready not in waiting:
                 waiting.append(ready)
@@ -205,8 +210,9 @@ class Shelf:
         """Look for files that came, went or changed; to be called by one thread, every few seconds.
 
         A file replaced by another version is offered under its new digest. The old digest can be
-        requested as long as it is loaded; once unloaded it is gone, and a job that asks for it must
-        go to another worker or fail. Costs one `stat` a file, and a reading of those that changed.
+        requested as long as `fokker publish` keeps its file or it is loaded; then it is gone, and a
+        job that asks for it must go to another worker or fail. Costs one `stat` a file, and a
+        reading of those that changed.
         """
         found = self._scan()
         with self._lock:
@@ -219,7 +225,9 @@ class Shelf:
         """The headers of the folder's usable files by digest; reads the files that changed."""
         files: dict[Path, tuple[tuple[int, ...], Header | None]] = {}
         found: dict[str, Header] = {}
-        for path in sorted(self._folder.glob("*.safetensors")):
+        # Replaced ones last: while a version is being replaced, it is in both places.
+        paths = sorted(self._folder.glob("*.safetensors"))
+        for path in paths + sorted(self._folder.glob(f"{REPLACED}/*/*.safetensors")):
             try:
                 status = path.stat()
             except FileNotFoundError:  # gone since it was listed
@@ -232,17 +240,19 @@ class Shelf:
             if header is None:
                 continue
             first = found.setdefault(header.digest, header)
-            if first is not header and changed:
+            if first is not header and changed and path.parent == self._folder:
                 log.error("left out: %s is the same checkpoint as %s", path, first.name)
         self._files = files
         return found
 
     def _offer(self, found: dict[str, Header]) -> None:
-        for digest in found.keys() - self._offered.keys():
-            log.info("offering %s, %s", found[digest].name, digest)
+        offered = {d: header for d, header in found.items() if header.path.parent == self._folder}
+        for digest in offered.keys() - self._offered.keys():
+            log.info("offering %s, %s", offered[digest].name, digest)
         before = {header.name for header in self._offered.values()}
-        self._offered = found
-        for name in before | {header.name for header in found.values()}:
+        self._offered = offered
+        self._kept = {d: header for d, header in found.items() if d not in offered}
+        for name in before | {header.name for header in offered.values()}:
             self._tell(name)
 
     # Memory; the lock is held
@@ -327,9 +337,7 @@ class Shelf:
 
     def _read(self, header: Header) -> ServedModel:
         start = time.monotonic()
-        checkpoint = load(header.path)
-        if checkpoint.digest != header.digest:
-            raise CheckpointError(f"{header.path} was replaced: it is now {checkpoint.digest}")
+        checkpoint = _load(header)
         denoiser = checkpoint.denoiser(
             self.device, precision=self._precision, compile=self._compile
         )
@@ -359,6 +367,17 @@ def default_budget(device: torch.device) -> int:
     with contextlib.suppress(OSError, ValueError):  # no control group, or no limit in it ("max")
         memory = min(memory, int(Path("/sys/fs/cgroup/memory.max").read_text()))
     return memory // 2
+
+
+def _load(header: Header) -> Checkpoint:
+    """The checkpoint of this header, wherever it is now."""
+    kept = replaced_path(header.path, header.digest)
+    checkpoint = load(kept if kept.exists() else header.path)
+    if checkpoint.digest != header.digest and kept.exists():  # replaced since the line above
+        checkpoint = load(kept)
+    if checkpoint.digest != header.digest:
+        raise CheckpointError(f"{header.path} was replaced: it is now {checkpoint.digest}")
+    return checkpoint
 
 
 def _usable(path: Path) -> Header | None:

@@ -10,12 +10,14 @@ from pathlib import Path
 import pytest
 import torch
 
+import worker.shelf
 from model import checkpoint as checkpoints
-from model.checkpoint import Checkpoint, CheckpointError, Description
+from model.checkpoint import Checkpoint, CheckpointError, Description, replaced_path
 from model.data import DataSpec
 from model.denoiser import Denoiser
 from model.process import VPLinear
 from tests.laws.mixture import mixture
+from training.publish import publish
 from worker.knee import ROUNDS, Curve, Curves
 from worker.metrics import Metrics
 from worker.shelf import SHIPPED, ModelError, Shelf, default_budget
@@ -508,3 +510,76 @@ def test_a_model_beside_running_jobs_is_measured_quickly(
 def refreshed(shelf: Shelf) -> None:
     shelf.refresh()
     settled(shelf)
+
+
+# Versions that were replaced by publishing
+
+
+def publish_over(folder: Path, runs: Path, name: str, *, variance: float) -> None:
+    """What `fokker publish --force` does."""
+    runs.mkdir()
+    publish(save(runs, name, variance=variance), name, folder, force=True)
+
+
+def test_a_published_model_is_offered_without_a_restart(
+    folder: Path, make: Callable[..., Shelf], tmp_path: Path
+) -> None:
+    shelf = make()
+    publish_over(folder, tmp_path / "run", "new", variance=0.7)
+    shelf.refresh()
+    assert [card["name"] for card in shelf.cards] == ["a", "b", "c", "new"]
+    assert shelf.load(digest(shelf, "new")).name == "new"
+
+
+def test_a_replaced_version_is_served_but_not_offered_even_to_a_worker_that_starts_later(
+    folder: Path, make: Callable[..., Shelf], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    running = make()
+    old = digest(running, "a")
+    publish_over(folder, tmp_path / "run", "a", variance=0.9)
+    running.refresh()
+    for shelf in (running, make()):
+        assert [card["name"] for card in shelf.cards] == ["a", "b", "c"]
+        assert digest(shelf, "a") != old
+        assert old in shelf.digests
+        served = shelf.load(old)
+        assert served.checkpoint.digest == old
+        assert served.name == "a"
+        assert shelf.load(digest(shelf, "a")).checkpoint.digest != old
+    assert "left out" not in caplog.text
+
+
+def test_a_version_replaced_between_two_refreshes_is_found_where_it_is_kept(
+    folder: Path, make: Callable[..., Shelf], tmp_path: Path
+) -> None:
+    shelf = make()
+    old = digest(shelf, "a")
+    publish_over(folder, tmp_path / "run", "a", variance=0.9)
+    assert shelf.load(old).checkpoint.digest == old
+
+
+def test_a_version_replaced_while_it_is_read_is_read_again_where_it_is_kept(
+    folder: Path, make: Callable[..., Shelf], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shelf = make()
+    old = digest(shelf, "a")
+    read = worker.shelf.load
+
+    def replace_first(path: Path) -> Checkpoint:
+        if path.parent == folder:
+            publish_over(folder, tmp_path / "run", "a", variance=0.9)
+        return read(path)
+
+    monkeypatch.setattr(worker.shelf, "load", replace_first)
+    assert shelf.load(old).checkpoint.digest == old
+
+
+def test_a_kept_version_whose_file_goes_is_gone(
+    folder: Path, make: Callable[..., Shelf], tmp_path: Path
+) -> None:
+    shelf = make()
+    old = digest(shelf, "a")
+    publish_over(folder, tmp_path / "run", "a", variance=0.9)
+    replaced_path(folder / "a.safetensors", old).unlink()
+    shelf.refresh()
+    assert old not in shelf.digests
