@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -17,23 +18,28 @@ def register(app: typer.Typer) -> None:
 def train(
     config: Annotated[Path, typer.Argument(help="TOML file, e.g. training/configs/digits.toml.")],
     out: Annotated[Path, typer.Option(help="Folder for the checkpoint, its card and samples.")],
+    changes: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="section.key=value instead of the file's; may be repeated."),
+    ] = None,
 ) -> None:
     """Train a model and write its checkpoint, sample grid and card into a folder."""
     from training.config import Config, ConfigError
+    from training.data_errors import DataError
     from training.loop import TrainingDivergedError
     from training.run import run
 
     try:
         run(
-            Config.read(config),
+            Config.read(config, changes or []),
             name=config.stem,
             out=out,
-            command=f"fokker train {config} --out {out}",
+            command=f"fokker train {config} --out {out}{_said(changes or [])}",
         )
     except KeyboardInterrupt as stop:
         typer.echo("\nstopped: no checkpoint was written, and a run cannot be resumed", err=True)
         raise typer.Exit(130) from stop
-    except (ConfigError, TrainingDivergedError) as error:
+    except (ConfigError, DataError, TrainingDivergedError) as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(1) from error
 
@@ -72,3 +78,7 @@ def publish(
         typer.echo(f"replaced {done.replaced}, which is kept in {done.kept.parent}")
     for path in done.dropped:
         typer.echo(f"removed {path}")
+
+
+def _said(changes: list[str]) -> str:
+    return "".join(f" --set {shlex.quote(change)}" for change in changes)

@@ -54,7 +54,8 @@ def held_out_bits_per_dim(
     seeds = torch.tensor(image_seeds(seed, len(split)))
     for first in range(0, len(split), _ROWS):
         some = slice(first, first + _ROWS)
-        levels, labels, keys = split.levels[some], split.labels[some], seeds[some]
+        levels = split.take(some).to(torch.float64)
+        labels, keys = split.labels[some], seeds[some]
         x = description.data.to_model(levels, likelihood.dequantize(levels, keys))
         condition = Condition(
             label=labels if conditional else torch.full_like(labels, UNCONDITIONAL),
@@ -108,9 +109,11 @@ def class_accuracy(levels: Tensor, labels: Tensor, real: Split) -> float:
     """
     from sklearn.linear_model import LogisticRegression
 
+    known = real.levels
+
     def flat(values: Tensor) -> NDArray[np.float64]:
-        array: NDArray[np.float64] = (values / real.levels.max()).flatten(1).numpy()
+        array: NDArray[np.float64] = (values / known.max()).flatten(1).numpy()
         return array
 
-    classifier = LogisticRegression(max_iter=2000).fit(flat(real.levels), real.labels.numpy())
+    classifier = LogisticRegression(max_iter=2000).fit(flat(known), real.labels.numpy())
     return float(classifier.score(flat(levels), labels.numpy()))

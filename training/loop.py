@@ -89,7 +89,7 @@ def batches(split: Split, size: int, generator: torch.Generator) -> Iterator[tup
         while len(queue) < size:
             queue = torch.cat((queue, torch.randperm(len(split), generator=generator)))
         chosen, queue = queue[:size], queue[size:]
-        yield split.levels[chosen], split.labels[chosen]
+        yield split.take(chosen).to(torch.float64), split.labels[chosen]
 
 
 def train(
@@ -108,7 +108,7 @@ def train(
     torch.use_deterministic_algorithms(True)
     generator = torch.Generator().manual_seed(settings.seed)
     network = build_network(architecture).train()
-    ema = Ema(network, config.ema.decay)
+    ema = Ema(network, config.ema.decays[0])
     optimizer = torch.optim.AdamW(
         network.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
     )

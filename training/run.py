@@ -26,11 +26,9 @@ from model.pf_ode import Adaptive
 from model.process import Process
 from model.query import UNCONDITIONAL
 from model.unet import UNetConfig
-from training import evaluation, loop, report
+from training import data, evaluation, loop, report
 from training.config import Config
-from training.data import Dataset, digits
-
-SOURCES = {"digits": digits}
+from training.data import Dataset
 
 _LOSS_WINDOW = 200
 
@@ -44,7 +42,7 @@ def run(config: Config, *, name: str, out: Path, command: str) -> Checkpoint:
     console = Console()
     if config.train.threads is not None:
         torch.set_num_threads(config.train.threads)
-    dataset = SOURCES[config.data.source](config.data.held_out)
+    dataset = data.read(config.data)
     process = loop.make_process(config)
     architecture = loop.make_architecture(config.model, dataset)
     out.mkdir(parents=True, exist_ok=True)

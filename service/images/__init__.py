@@ -5,8 +5,15 @@
 refused by an `ImageError`, and its size is checked in its header, before anything is decoded.
 """
 
-from service.images.decoding import PICTURE_CHANNELS, declared_pixels
+from service.images.decoding import PICTURE_CHANNELS, Declared, declared, declared_pixels
 from service.images.errors import ImageError
 from service.images.reading import read_image
 
-__all__ = ["PICTURE_CHANNELS", "ImageError", "declared_pixels", "read_image"]
+__all__ = [
+    "PICTURE_CHANNELS",
+    "Declared",
+    "ImageError",
+    "declared",
+    "declared_pixels",
+    "read_image",
+]

@@ -6,6 +6,7 @@ Colour profiles are not applied.
 """
 
 import re
+from dataclasses import dataclass
 from io import BytesIO
 from itertools import islice
 from typing import Any
@@ -23,6 +24,7 @@ PICTURE_CHANNELS = (1, 3, 4)  # grey, RGB, RGBA
 FORMATS = ("PNG", "WEBP", "JPEG")
 ALPHA_MODES = ("LA", "La", "PA", "RGBA", "RGBa")
 EXIF_ORIENTATION = 0x0112
+QUARTER_TURNS = (5, 6, 7, 8)  # orientations that exchange width and height
 MAX_SIDE = 65_535  # pixels; JPEG's own limit. The table of a filter grows with the side
 MAX_SEGMENTS = 2**16  # of a JPEG; Pillow keeps them all
 MAX_SCANS = 256  # of a progressive JPEG, which goes over the whole picture in each
@@ -37,6 +39,31 @@ def declared_pixels(data: bytes) -> int:
     except ImageError:
         return 0
     return width * height
+
+
+@dataclass(frozen=True, kw_only=True)
+class Declared:
+    """What a picture's header says of it, once it is turned upright. bits: 8 or 16 a channel."""
+
+    height: int
+    width: int
+    channels: int
+    bits: int
+
+
+def declared(data: bytes) -> Declared:
+    """What a header says; nothing is decoded but a WebP. Raises `ImageError`."""
+    image = _open(data)
+    width, height = image.size
+    if image.getexif().get(EXIF_ORIENTATION, 1) in QUARTER_TURNS:
+        width, height = height, width
+    grey = image.mode in ("1", "L") or image.mode.startswith("I")
+    return Declared(
+        height=height,
+        width=width,
+        channels=4 if _has_alpha(image) else 1 if grey else 3,
+        bits=16 if png.is_deep(image) or image.mode.startswith("I;16") else 8,
+    )
 
 
 def decode(
