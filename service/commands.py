@@ -21,6 +21,9 @@ def register(app: typer.Typer) -> None:
 def serve(
     host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
     port: Annotated[int | None, typer.Option(help="Port to listen on.")] = None,
+    processes: Annotated[
+        int | None, typer.Option(min=1, help="Processes that share the port.")
+    ] = None,
     no_auth: Annotated[
         bool, typer.Option("--no-auth", help="Serve a network without API keys.")
     ] = False,
@@ -30,6 +33,7 @@ def serve(
     from service.settings import Settings, SettingsError
 
     given = {"host": host, "port": port, "no_auth": no_auth or None}
+    given["api_processes"] = processes
     try:
         run(Settings.load(**{name: value for name, value in given.items() if value is not None}))
     except SettingsError as error:

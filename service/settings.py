@@ -58,6 +58,9 @@ class Settings(BaseSettings):
         "commas; none if empty.",
     )
     port: int = Field(default=8000, ge=0, le=65_535, description="Port that the API listens on.")
+    api_processes: int = Field(
+        default=1, ge=1, description="API processes that share the port, and one `/metrics`."
+    )
     job_ttl: int = Field(
         default=86_400, ge=1, description="Seconds that a finished job and its artifacts are kept."
     )

@@ -99,7 +99,9 @@ class Metrics:
             registry=self.registry,
         )
         self.images = self._counter("fokker_images", "Images finished.", "operation", "model")
-        self.jobs = self._counter("fokker_jobs", "Jobs ended.", "operation", "status")
+        self.jobs = self._counter(
+            "fokker_jobs", "Jobs that this worker ended.", "operation", "status"
+        )
 
         # By the shelf
         self.model_loaded = self._gauge(

@@ -1,15 +1,22 @@
-"""What the API counts of itself."""
+"""What the API counts of itself, in this process or in all that share its port."""
 
+import os
 import time
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client.registry import Collector
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 60.0)
 
+SHARED_FOLDER = "PROMETHEUS_MULTIPROC_DIR"
+"""Where prometheus_client keeps the figures of several processes. It reads this environment
+variable when it is imported, so the server sets it before it starts them."""
+
 
 class ApiMetrics:
-    """The figures of one process."""
+    """The figures of one process, which any of those that share a port can give for all."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -26,18 +33,18 @@ class ApiMetrics:
             buckets=BUCKETS,
             registry=self.registry,
         )
-        self.jobs_waiting = Gauge(
-            "fokker_jobs_waiting", "Jobs in all queues.", registry=self.registry
-        )
-        self.row_calls_waiting = Gauge(
-            "fokker_row_calls_waiting",
-            "Rows times network calls in the queues of a model.",
-            ["model"],
+        self.streams_open = Gauge(
+            "fokker_streams_open",
+            "Event streams that are open now.",
             registry=self.registry,
+            multiprocess_mode="livesum",
         )
-        self.workers = Gauge(
-            "fokker_workers", "Live workers that serve a model.", ["model"], registry=self.registry
-        )
+
+    def counted(self) -> Collector:
+        """The figures of all processes that share this one's port."""
+        if SHARED_FOLDER in os.environ:
+            return MultiProcessCollector(CollectorRegistry())  # type: ignore[no-untyped-call]
+        return self.registry
 
 
 class Count:

@@ -1,11 +1,24 @@
-"""The API under uvicorn."""
+"""The API under uvicorn, in one process or in several that share a port and their metrics."""
 
+import os
+import signal
 import socket
+import sys
+import tempfile
+from functools import partial
+from types import FrameType
+from typing import Any
 
 import uvicorn
+from fastapi import FastAPI
+from prometheus_client.multiprocess import mark_process_dead
+from uvicorn.config import STARTUP_FAILURE
+from uvicorn.server import HANDLED_SIGNALS
+from uvicorn.supervisors import Multiprocess
 
 from service.api.app import create_app
 from service.api.auth import check_exposure, read_keys
+from service.api.figures import SHARED_FOLDER
 from service.logs import configure
 from service.settings import Settings
 
@@ -22,16 +35,78 @@ class Server(uvicorn.Server):
         await super().shutdown(sockets)
 
 
+class Processes(Multiprocess):
+    """uvicorn's supervisor; what a process that ended had open no longer counts as open."""
+
+    def keep_subprocess_alive(self) -> None:
+        """Replace the processes that died."""
+        before = {process.pid for process in self.processes}
+        super().keep_subprocess_alive()
+        self._forget(before)
+
+    def handle_signals(self) -> None:
+        """Do what a signal asks for: SIGHUP replaces all processes, one after another."""
+        before = {process.pid for process in self.processes}
+        super().handle_signals()
+        self._forget(before)
+
+    def _forget(self, before: set[int | None]) -> None:
+        for pid in before - {process.pid for process in self.processes}:
+            mark_process_dead(pid)  # type: ignore[no-untyped-call]
+
+
 def run(settings: Settings) -> None:
     """Serve until SIGTERM or SIGINT; raises `SettingsError` before it listens."""
     check_exposure(settings, settings.host, read_keys(settings))
+    settings.require_redis()
     configure(settings)
-    config = uvicorn.Config(
-        create_app(settings),
+    if settings.api_processes > 1:
+        _run_several(settings)
+    else:
+        Server(_config(settings, create_app(settings))).run()
+
+
+def _run_several(settings: Settings) -> None:
+    config = _config(
+        settings, partial(_app_of_process, settings), factory=True, workers=settings.api_processes
+    )
+    with tempfile.TemporaryDirectory(prefix="fokker-metrics-") as folder:
+        os.environ[SHARED_FOLDER] = folder
+        supervisor = Processes(config, [config.bind_socket()])
+        supervisor.run()
+    if any(process.exitcode == STARTUP_FAILURE for process in supervisor.processes):
+        sys.exit(STARTUP_FAILURE)
+
+
+def _config(settings: Settings, app: Any, **several: Any) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,
         log_config=None,
         host=settings.host,
         port=settings.port,
         log_level=settings.log_level.lower(),
         timeout_graceful_shutdown=GRACE,
+        **several,
     )
-    Server(config).run()
+
+
+def _app_of_process(settings: Settings) -> FastAPI:
+    """What uvicorn calls in each process of several, whose server is uvicorn's own."""
+    configure(settings)
+    app = create_app(settings)
+    for number in HANDLED_SIGNALS:
+        _tell_before(number, app)
+    return app
+
+
+def _tell_before(number: int, app: FastAPI) -> None:
+    """Let the application know of a signal to stop before the server does, as `Server` would."""
+    handle = signal.getsignal(number)
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        if services := getattr(app.state, "services", None):  # none yet before it started
+            services.state.stopping = True
+        if callable(handle):
+            handle(number, frame)
+
+    signal.signal(number, stop)

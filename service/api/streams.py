@@ -44,7 +44,8 @@ async def _subscribed(services: Services, job_id: str) -> AsyncIterator[None]:
     """Count as a follower. Who is cut off because the server stops still counts as one."""
     await services.store.watch(job_id, 1)
     try:
-        yield
+        with services.metrics.streams_open.track_inprogress():
+            yield
     finally:
         if not services.state.stopping:
             # In a task that is canceled, and must say so all the same. If Redis is away, nothing

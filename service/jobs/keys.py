@@ -25,6 +25,9 @@ ABANDONED = PREFIX + "abandoned"
 WEBHOOKS = PREFIX + "webhooks"
 """Sorted set: ids of the finished jobs whose webhook is due then (Redis's seconds)."""
 
+COUNTS = PREFIX + "counts"
+"""Hash of what ever happened, as JSON `["ended", operation, model, status]`, to how often."""
+
 SECRET = PREFIX + "secret"
 """Bytes that sign URLs, unless a setting gives them."""
 
@@ -75,10 +78,13 @@ def queue(priority: str, digest: str) -> str:
     return f"{PREFIX}queued:{priority}:{digest}"
 
 
-def digest_of_queue(name: str) -> str | None:
-    """The checkpoint of a queue's key; None for another name."""
+def parts_of_queue(name: str) -> tuple[str, str] | None:
+    """The priority and the checkpoint of a queue's key; None for another name."""
     priority_and_digest = name.removeprefix(f"{PREFIX}queued:")
-    return None if priority_and_digest == name else priority_and_digest.partition(":")[2]
+    if priority_and_digest == name:
+        return None
+    priority, _, digest = priority_and_digest.partition(":")
+    return priority, digest
 
 
 def webhook(job_id: str) -> str:
@@ -89,6 +95,12 @@ def webhook(job_id: str) -> str:
 def running(digest: str) -> str:
     """The total of the row-calls that run on a checkpoint (a field of TOTALS, no key)."""
     return f"running:{digest}"
+
+
+def digest_of_running(name: str) -> str | None:
+    """The checkpoint of such a total; None for another name."""
+    digest = name.removeprefix("running:")
+    return None if digest == name else digest
 
 
 def owned(owner: str) -> str:
@@ -111,5 +123,5 @@ def worker(worker_id: str) -> str:
     return f"{PREFIX}worker:{worker_id}"
 
 
-SHARED = (RUNNING, CANCELED, DEADLINES, TOTALS, WATCHERS, ABANDONED, WEBHOOKS)
+SHARED = (RUNNING, CANCELED, DEADLINES, TOTALS, WATCHERS, ABANDONED, WEBHOOKS, COUNTS)
 """The keys that every script gets, in the order in which the prelude names them."""

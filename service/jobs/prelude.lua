@@ -4,7 +4,7 @@
 -- before they write, or write everything. Redis refuses a script's first write when its memory is
 -- full, and lets the later ones pass: what ends a job, or frees it, begins with a removal.
 local RUNNING, CANCELED, DEADLINES, TOTALS = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
-local WATCHERS, ABANDONED, WEBHOOKS = KEYS[5], KEYS[6], KEYS[7]
+local WATCHERS, ABANDONED, WEBHOOKS, COUNTS = KEYS[5], KEYS[6], KEYS[7], KEYS[8]
 local ID, JOB, EVENTS, INPUTS, PREVIEWS
 local arg = cjson.decode(ARGV[1])
 
@@ -38,6 +38,11 @@ end
 
 local function event(kind, data)
   return redis.call('XADD', EVENTS, 'MAXLEN', '~', arg.stream_length, '*', 'type', kind, 'data', data)
+end
+
+-- Counts what happens, for operators; nothing else depends on it.
+local function count(...)
+  redis.call('HINCRBY', COUNTS, cjson.encode({...}), 1)
 end
 
 -- Totals: how many jobs wait, and row-calls by queue, by running checkpoint and by owner.
@@ -128,6 +133,7 @@ end
 local function finish(target, field, document, data)
   forget()
   add('owner:' .. get('owner'), -cost())
+  count('ended', get('operation'), get('model'), target)
   local last = event(target, data)
   redis.call('HSET', JOB, 'status', target, 'finished', seconds(now()), 'last_event', last)
   if field then

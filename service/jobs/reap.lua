@@ -9,12 +9,15 @@ if get('status') ~= 'running' then
 end
 if get('cancel_reason') then
   finish_canceled(get('cancel_reason'))
+  count('expired', 'canceled')
   return 'canceled'
 end
 local attempt = tonumber(get('attempt'))
 if attempt >= arg.attempts then
   finish('failed', 'error', arg.error, arg.failed)
+  count('expired', 'failed')
   return 'failed'
 end
 requeue(attempt + 1, arg.reason)
+count('expired', 'queued')
 return 'queued'

@@ -6,5 +6,6 @@ if get('cancel_reason') then
   finish_canceled(get('cancel_reason'))
 else
   requeue(tonumber(get('attempt')), arg.reason)
+  count('released')
 end
 return 1

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import secrets
-from collections import Counter
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -16,6 +15,7 @@ from redis.exceptions import OutOfMemoryError, ResponseError
 from service.jobs import keys, scripts
 from service.jobs.beat import Beat, memory_low
 from service.jobs.job import FINISHED, Job, Status, is_job_id
+from service.jobs.overview import Overview, look
 from service.jobs.parameters import PRIORITIES
 from service.settings import Settings
 
@@ -247,7 +247,7 @@ class JobStore:
 
     async def rate(self, digest: str) -> float:
         """Row-calls a second that the live workers of a checkpoint make; 0 if there are none."""
-        return sum(beat.rates.get(digest, 0.0) for beat in await self._beats())
+        return sum(beat.rates.get(digest, 0.0) for beat in await self.beats())
 
     async def watch(self, job_id: str, change: int) -> None:
         """Count a subscriber that comes (1) or leaves (-1)."""
@@ -375,22 +375,13 @@ class JobStore:
 
     async def live_models(self) -> frozenset[str]:
         """The names of the models that a live worker serves now."""
-        return frozenset(await self.live_workers())
+        return frozenset(name for beat in await self.beats() for name in beat.models)
 
-    async def live_workers(self) -> Counter[str]:
-        """How many live workers serve each model."""
-        return Counter(name for beat in await self._beats() for name in beat.models)
+    async def overview(self) -> Overview:
+        """All queues, leases and counts of what happened, for operators."""
+        return await look(self._redis)
 
-    async def waiting(self) -> tuple[int, Counter[str]]:
-        """How many jobs wait, and their row-calls by checkpoint."""
-        totals = await cast(Any, self._redis.hgetall(keys.TOTALS))
-        row_calls: Counter[str] = Counter()
-        for name, total in totals.items():
-            if (digest := keys.digest_of_queue(name.decode())) is not None:
-                row_calls[digest] += int(total)
-        return int(totals.get(b"jobs", 0)), row_calls
-
-    async def _beats(self) -> list[Beat]:
+    async def beats(self) -> list[Beat]:
         """What the live workers last said; forgets those that have died."""
         workers = sorted(await cast(Any, self._redis.smembers(keys.WORKERS)))
         if not workers:

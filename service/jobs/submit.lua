@@ -47,6 +47,7 @@ if ARGV[2] then
   redis.call('SET', INPUTS, ARGV[2])
 end
 event('queued', '{}')
+count('submitted', arg.fields.operation, arg.fields.model)
 enter_queue(seconds(time))
 add('owner:' .. owner, wanted)
 -- The owner's list forgets, as it grows, the jobs that have expired.
