@@ -1,6 +1,6 @@
-"""The courier: a thread that carries what jobs produce to Redis, in order.
+"""The courier: a thread that carries what jobs produce to the store, in order.
 
-While Redis is away it keeps trying; a claim whose lease was lost is dropped, with all that was
+While the store is away it keeps trying; a claim whose lease was lost is dropped, with all that was
 still to be written for it.
 """
 
@@ -13,9 +13,8 @@ import weakref
 from collections import Counter
 from collections.abc import Callable
 
-import redis
-
 from service.jobs.lease import Claim, LeaseLost
+from service.jobs.store import StoreError
 from worker.threads import use_one_core
 
 log = logging.getLogger(__name__)
@@ -77,8 +76,8 @@ class Courier:
                 log.warning("%s", lost, extra={"job_id": claim.job.id})
                 self._lost.add(claim)
                 return None
-            except (redis.ConnectionError, redis.TimeoutError, redis.OutOfMemoryError) as error:
-                log.warning("Redis takes nothing now (%s); trying again", error)
+            except StoreError as error:
+                log.warning("%s; trying again", error)
                 if self._stopping.wait(_RETRY_SECONDS):
                     return None
             except Exception:
@@ -91,5 +90,5 @@ class Courier:
         detail = "the result could not be encoded or stored; the worker's log has the reason"
         try:
             claim.fail({"type": "about:blank", "title": "Failed", "detail": detail})
-        except (redis.RedisError, LeaseLost) as error:
+        except Exception as error:  # whatever it is, the courier goes on
             log.warning("left to the reaper: %s", error, extra={"job_id": claim.job.id})

@@ -15,13 +15,14 @@ import sys
 import threading
 import time
 
-import redis
 import torch
 from celery import signals
 
 from model.inference import can_compile
 from service.jobs.hints import TASK_NAME, Hinter, make_celery
 from service.jobs.lease import Claim, WorkerStore
+from service.jobs.redis_store import RedisWorkerStore
+from service.jobs.store import StoreError
 from service.logs import configure
 from service.settings import Settings, SettingsError
 from worker.courier import Courier
@@ -121,15 +122,15 @@ class Claimer:
             inputs = claim.inputs()
         except Exception as error:
             reason = f"its inputs could not be read: {error}"
-            # The courier keeps the claim alive and tries again, should Redis be away.
+            # The courier keeps the claim alive and tries again, should the store be away.
             self._courier.send(claim, lambda: claim.release(reason))
             raise
         self._engine.admit(claim, inputs)
 
     def _failed(self, error: Exception) -> None:
-        """Say once that jobs cannot be claimed; what is no fault of Redis, with its traceback."""
+        """Say once that jobs cannot be claimed, with a traceback unless the store is away."""
         if not self._failing:
-            trace = None if isinstance(error, redis.ConnectionError | redis.TimeoutError) else error
+            trace = None if isinstance(error, StoreError) else error
             log.warning(
                 "no job can be claimed (%s); trying every %g s", error, _PAUSE, exc_info=trace
             )
@@ -167,8 +168,8 @@ class Keeper:
                     self._store.announce(self._shelf.cards, lease, self._shelf.rates)
                     self._store.look_at_memory()
                     self._store.reap()
-            except redis.RedisError as error:
-                log.warning("Redis does not answer: %s", error)
+            except StoreError as error:
+                log.warning("%s", error)
             except Exception:
                 log.exception("the keeper goes on after an error")
             if self._stopping.wait(pause):
@@ -218,7 +219,7 @@ def run_worker(settings: Settings) -> int:
     celery = make_celery(settings.require_redis())
     hinter = Hinter(celery)
     worker_id = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
-    store = WorkerStore(settings, worker_id, hinter.hint)
+    store = RedisWorkerStore(settings, worker_id, hinter.hint)
     courier = Courier()
     engine = Engine(shelf, courier, metrics, most_jobs=settings.engine_jobs)
     claimer = Claimer(store, engine, courier, shelf)

@@ -2,13 +2,12 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
 from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
-from redis.exceptions import RedisError
 
 from service.api import health, jobs, models, operations, problems
 from service.api import metrics as scrape
@@ -20,7 +19,8 @@ from service.api.request_ids import RequestIds
 from service.api.schemas import ProblemDocument, component_schemas
 from service.api.webhooks import deliver_due
 from service.jobs.hints import Hinter, make_celery
-from service.jobs.store import JobStore
+from service.jobs.redis_store import RedisJobStore
+from service.jobs.store import JobStore, StoreError
 from service.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -31,18 +31,26 @@ CHORES = 0.5
 DESCRIPTION = "Diffusion models behind an API: generate, encode and likelihood, streamed."
 
 
-def create_app(settings: Settings) -> FastAPI:
-    """The API over the Redis of `settings`; raises `SettingsError` if none is set."""
-    url, keys, metrics = settings.require_redis(), read_keys(settings), ApiMetrics()
+def create_app(
+    settings: Settings, store: JobStore | None = None, hint: Callable[[str], None] | None = None
+) -> FastAPI:
+    """The API over the Redis of `settings`; raises `SettingsError` if none is set.
+
+    store: keeps the jobs instead, for workers that share it; `hint(job_id)` tells them that one
+    waits, from another thread than the loop's.
+    """
+    url = settings.require_redis() if store is None else None
+    keys, metrics = read_keys(settings), ApiMetrics()
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        store, hinter = JobStore(settings), Hinter(make_celery(url))
-        signer = Signer(lambda: _secret(settings, store), settings.signed_ttl)
+        jobs = store or RedisJobStore(settings)
+        hinter = Hinter(make_celery(url)) if url else None
+        signer = Signer(lambda: _secret(settings, jobs), settings.signed_ttl)
         services = app.state.services = Services(
             settings=settings,
-            store=store,
-            hinter=hinter,
+            store=jobs,
+            hint=hint or (hinter.hint if hinter else _nobody),
             gate=Gate(keys, signer),
             signer=signer,
             rates=Rates(url, settings.requests_per_minute),
@@ -54,9 +62,10 @@ def create_app(settings: Settings) -> FastAPI:
             yield
         finally:
             chores.cancel()
-            hinter.close()
+            if hinter is not None:
+                hinter.close()
             await services.rates.close()
-            await store.close()
+            await jobs.close()
 
     app = FastAPI(title="Fokker", description=DESCRIPTION, lifespan=lifespan)
     if origins := [origin for origin in settings.cors_origins.split(",") if origin]:
@@ -70,6 +79,10 @@ def create_app(settings: Settings) -> FastAPI:
         app.include_router(part.router)
     _document_request_bodies(app)
     return app
+
+
+def _nobody(job_id: str) -> None:
+    """Hint at nobody: workers look by themselves, a moment later."""
 
 
 async def _secret(settings: Settings, store: JobStore) -> bytes:
@@ -88,9 +101,9 @@ async def _do_chores(services: Services) -> None:
             services.state.memory_low = await services.store.memory_low()
             failing = False
         except Exception as error:
-            # Said once: Redis may be away for long.
+            # Said once: the store may be away for long.
             if not failing:
-                trace = None if isinstance(error, RedisError) else error
+                trace = None if isinstance(error, StoreError) else error
                 log.warning(
                     "late and abandoned jobs cannot be settled now: %s", error, exc_info=trace
                 )

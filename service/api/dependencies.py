@@ -1,5 +1,6 @@
 """What the routes share, made once in the application's lifespan."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, cast
 
@@ -9,7 +10,6 @@ from service.api.auth import Gate, Signer
 from service.api.figures import ApiMetrics
 from service.api.problems import not_found
 from service.api.rates import Rates
-from service.jobs.hints import Hinter
 from service.jobs.job import Job
 from service.jobs.store import JobStore
 from service.settings import Settings
@@ -33,7 +33,7 @@ class Services:
 
     settings: Settings
     store: JobStore
-    hinter: Hinter
+    hint: Callable[[str], None]  # says that a job waits
     gate: Gate
     signer: Signer
     rates: Rates

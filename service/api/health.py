@@ -5,8 +5,9 @@ from http import HTTPStatus
 from fastapi import APIRouter
 
 from service.api.dependencies import StoreDep
-from service.api.problems import AWAY, Problem
+from service.api.problems import Problem
 from service.api.schemas import Health, problem_responses
+from service.jobs.store import StoreError
 
 router = APIRouter(tags=["health"])
 
@@ -19,12 +20,12 @@ async def healthz() -> Health:
 
 @router.get("/readyz", responses=problem_responses(s503="Not ready; says why"))
 async def readyz(store: StoreDep) -> Health:
-    """Answer 200 if Redis answers and a live worker serves at least one model."""
+    """Answer 200 if the job store answers and a live worker serves at least one model."""
     try:
         await store.ping()
         cards, live = await store.models(), await store.live_models()
-    except AWAY as error:
-        raise _not_ready("Redis does not answer", {}) from error
+    except StoreError as error:
+        raise _not_ready("the job store does not answer", {}) from error
     models = {name: name in live for name in cards}
     if not any(models.values()):
         raise _not_ready("no live worker serves a model; start one with `fokker worker`", models)

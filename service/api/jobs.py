@@ -11,8 +11,8 @@ from service.api.problems import FieldError, did_you_mean, invalid, not_found
 from service.api.schemas import Jobs, JobView, problem_responses
 from service.api.streams import stream
 from service.api.views import view_of
+from service.jobs.events import FROM_THE_START, follows
 from service.jobs.job import Status
-from service.jobs.store import FROM_THE_START, follows
 
 EVENT_ID = re.compile(r"[0-9]{1,19}(-[0-9]{1,19})?")
 

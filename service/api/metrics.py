@@ -14,11 +14,11 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from service.api.dependencies import ServicesDep
-from service.api.problems import AWAY
 from service.jobs.beat import Beat
 from service.jobs.job import FINISHED
 from service.jobs.overview import Overview, Waiting
 from service.jobs.parameters import OPERATIONS, PRIORITIES
+from service.jobs.store import StoreError
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +40,7 @@ async def metrics(services: ServicesDep) -> Response:
     families = [build()]
     try:
         families += stored(await store.overview(), await store.beats(), await store.models())
-    except AWAY as error:
+    except StoreError as error:
         log.warning("metrics without the job store: %s", error)
         families.append(_redis_up(0))
     registry = CollectorRegistry()

@@ -25,15 +25,14 @@ from service.api.schemas import (
     problem_responses,
     request_body,
 )
-from service.api.streams import stream
+from service.api.streams import PING, stream
 from service.api.submission import prepare
 from service.api.uploads import Upload, read_upload
 from service.api.views import view_of
+from service.jobs.events import FROM_THE_START
 from service.jobs.job import Job
 from service.jobs.parameters import GenerateParameters, InvertParameters, LoglikParameters
 from service.jobs.store import (
-    BLOCK,
-    FROM_THE_START,
     JobStore,
     Once,
     OtherContentError,
@@ -233,7 +232,7 @@ def busy(
 
 async def _hint(services: Services, job: Job) -> None:
     try:
-        await anyio.to_thread.run_sync(services.hinter.hint, job.id)
+        await anyio.to_thread.run_sync(services.hint, job.id)
     except OperationalError as error:
         # The job is stored: a worker that has room finds it without a hint, a moment later.
         log.warning("no hint was sent: %s", error, extra={"job_id": job.id})
@@ -268,7 +267,7 @@ async def _wait(store: JobStore, job: Job, seconds: float) -> Job:
     """The job when it has finished, or as it stands after `seconds`."""
     # A server that shuts down cancels who waits: the job goes on, and so its state is the answer.
     with suppress(asyncio.CancelledError), anyio.move_on_after(seconds):
-        async with aclosing(store.follow(job.id, FROM_THE_START, idle=BLOCK)) as events:
+        async with aclosing(store.follow(job.id, FROM_THE_START, idle=PING)) as events:
             async for _ in events:
                 pass
     return await store.get(job.id) or job

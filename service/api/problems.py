@@ -7,24 +7,19 @@ from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any
 
-import redis.exceptions
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 
+from service.jobs.store import StoreError
+
 MEDIA_TYPE = "application/problem+json"
 RETRY_AFTER = 5  # seconds
 SHOWN = 3  # errors spelled out in `detail`
 LISTED = 20  # errors in `errors`: an answer must not be larger than the mistake
 LONGEST = 200  # characters of anything that was given and is shown again
-AWAY = (
-    redis.exceptions.ConnectionError,
-    redis.exceptions.TimeoutError,
-    redis.exceptions.OutOfMemoryError,
-    redis.exceptions.ReadOnlyError,
-)
 
 _ABSENT: Any = object()
 
@@ -181,16 +176,14 @@ def install(app: FastAPI) -> None:
         ]
         return invalid(*errors).response(request)
 
-    async def away(request: Request, error: Exception) -> JSONResponse:
+    @app.exception_handler(StoreError)
+    async def away(request: Request, error: StoreError) -> JSONResponse:
         detail = (
             f"the job store cannot take or give anything now; try again in {RETRY_AFTER} seconds"
         )
         headers = {"Retry-After": str(RETRY_AFTER)}
         status = HTTPStatus.SERVICE_UNAVAILABLE
         return Problem(status, detail, headers=headers).response(request)
-
-    for kind in AWAY:
-        app.add_exception_handler(kind, away)
 
     @app.exception_handler(Exception)
     async def unexpected(request: Request, error: Exception) -> JSONResponse:

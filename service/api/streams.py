@@ -7,12 +7,12 @@ from typing import Any
 import anyio
 from fastapi import Response
 from fastapi.sse import KEEPALIVE_COMMENT, EventSourceResponse, format_sse_event
-from redis.exceptions import RedisError
 
 from service.api.dependencies import Services
-from service.jobs.store import BLOCK, GAP
+from service.jobs.events import GAP
+from service.jobs.store import StoreError
 
-PING = BLOCK  # seconds between signs of life on a quiet stream
+PING = 15.0  # seconds between signs of life on a quiet stream
 
 
 def stream(
@@ -48,7 +48,7 @@ async def _subscribed(services: Services, job_id: str) -> AsyncIterator[None]:
             yield
     finally:
         if not services.state.stopping:
-            # In a task that is canceled, and must say so all the same. If Redis is away, nothing
-            # is said: a job too many runs to its end.
-            with anyio.CancelScope(shield=True), suppress(RedisError):
+            # In a task that is canceled, and must say so all the same. If the store is away,
+            # nothing is said: a job too many runs to its end.
+            with anyio.CancelScope(shield=True), suppress(StoreError):
                 await services.store.watch(job_id, -1)

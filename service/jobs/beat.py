@@ -1,13 +1,7 @@
-"""What workers and Redis say about themselves, for both sides of the job store."""
+"""What a worker says about itself."""
 
 import json
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
-
-FULL = 0.8
-"""Part of Redis's memory (`maxmemory`) from which new jobs and previews are turned away, so that
-those that run can still end."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,11 +15,5 @@ class Beat:
     rates: dict[str, float]
 
     def to_json(self) -> str:
-        """As it is kept in Redis."""
+        """As it is kept."""
         return json.dumps(asdict(self))
-
-
-def memory_low(info: Mapping[str, Any]) -> bool:
-    """Whether memory is short, by the section `memory` of Redis's INFO; never without a limit."""
-    limit = int(info["maxmemory"])
-    return limit > 0 and int(info["used_memory"]) >= FULL * limit

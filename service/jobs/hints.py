@@ -1,14 +1,15 @@
 """Hints: Celery messages that wake a worker, and nothing more.
 
-A hint may be lost, doubled or late: which job is next is for Redis to say (`lease.WorkerStore`),
-and workers look there without a hint, too.
+A hint may be lost, doubled or late: which job is next is for the store to say
+(`lease.WorkerStore`), and workers look there without a hint, too.
 """
 
 from celery import Celery
 
-from service.jobs import keys
-
 TASK_NAME = "fokker.run"
+
+QUEUE = "fokker"
+"""The list in Redis that holds the hints."""
 
 
 def make_celery(redis_url: str) -> Celery:
@@ -20,7 +21,7 @@ def make_celery(redis_url: str) -> Celery:
         worker_prefetch_multiplier=1,
         task_serializer="json",
         accept_content=["json"],
-        task_default_queue=keys.HINTS,
+        task_default_queue=QUEUE,
         # A hint that waits for longer at a worker without room goes to another one, too.
         broker_transport_options={
             "visibility_timeout": 3600,

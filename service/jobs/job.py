@@ -1,14 +1,11 @@
 """What a job is, and which moves between its statuses are legal."""
 
-import json
 import re
 import secrets
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, cast
+from typing import Any
 
-from service.jobs import keys
 from service.jobs.parameters import Priority
 
 
@@ -36,7 +33,7 @@ TRANSITIONS: dict[Status, frozenset[Status]] = {
     Status.CANCELED: frozenset(),
     Status.ABORTED: frozenset(),
 }
-"""The legal moves; the scripts that run inside Redis check against this very table."""
+"""The legal moves; every store checks against this very table."""
 
 FINISHED = frozenset(status for status in Status if status.finished)
 """The statuses that end a job; each is also the type of the event that ends its stream."""
@@ -58,7 +55,7 @@ def is_job_id(text: str) -> bool:
 
 @dataclass(frozen=True)
 class Job:
-    """One request and what became of it. Times are seconds of Redis's clock."""
+    """One request and what became of it. Times are seconds of the store's clock."""
 
     id: str
     operation: str
@@ -91,68 +88,3 @@ class Job:
     def cost(self) -> int:
         """Row-calls: rows times network calls, about what the job takes of a device."""
         return self.rows * self.calls
-
-    def to_hash(self) -> dict[str, str]:
-        """The fields that a new job is stored with; what is None is left out."""
-        fields = {
-            "id": self.id,
-            "operation": self.operation,
-            "model": self.model,
-            "digest": self.digest,
-            "parameters": json.dumps(self.parameters),
-            "priority": self.priority,
-            "rows": str(self.rows),
-            "calls": str(self.calls),
-            "owner": self.owner,
-            "status": self.status.value,
-            "attempt": str(self.attempt),
-        }
-        for name in ("created", "started", "finished", "deadline"):
-            if (time := getattr(self, name)) is not None:
-                fields[name] = f"{time:.6f}"
-        for name in ("error", "result"):
-            if (value := getattr(self, name)) is not None:
-                fields[name] = json.dumps(value)
-        for name in ("cancel_reason", "webhook", "last_event"):
-            if (value := getattr(self, name)) is not None:
-                fields[name] = value
-        return fields | {keys.ARTIFACT + name: kind for name, kind in self.artifacts.items()}
-
-    @classmethod
-    def from_hash(cls, stored: Mapping[bytes, bytes]) -> "Job":
-        """The job of a Redis hash, as `to_hash` and the scripts leave it."""
-        text = {name.decode(): value.decode() for name, value in stored.items()}
-
-        def time(name: str) -> float | None:
-            return float(text[name]) if name in text else None
-
-        def document(name: str) -> dict[str, Any] | None:
-            return json.loads(text[name]) if name in text else None
-
-        return cls(
-            id=text["id"],
-            operation=text["operation"],
-            model=text["model"],
-            digest=text["digest"],
-            parameters=json.loads(text["parameters"]),
-            priority=cast(Priority, text["priority"]),
-            rows=int(text["rows"]),
-            calls=int(text["calls"]),
-            owner=text["owner"],
-            status=Status(text["status"]),
-            attempt=int(text["attempt"]),
-            created=time("created"),
-            started=time("started"),
-            finished=time("finished"),
-            error=document("error"),
-            result=document("result"),
-            deadline=time("deadline"),
-            cancel_reason=text.get("cancel_reason"),
-            webhook=text.get("webhook"),
-            artifacts={
-                name.removeprefix(keys.ARTIFACT): kind
-                for name, kind in text.items()
-                if name.startswith(keys.ARTIFACT)
-            },
-            last_event=text.get("last_event"),
-        )

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from service.jobs.job import Job, new_job_id
-from service.jobs.store import JobStore
+from service.jobs.redis_store import RedisJobStore
 from service.settings import Settings
 from tests.e2e.running import Part, Service, wait_until
 
@@ -64,7 +64,7 @@ def store_without_a_hint(service: Service, request: dict[str, Any]) -> dict[str,
     )
 
     async def submit() -> None:
-        store = JobStore(Settings(redis_url=service.redis_url))
+        store = RedisJobStore(Settings(redis_url=service.redis_url))
         await store.submit(job)
         await store.close()
 

@@ -7,14 +7,12 @@ from functools import partial
 
 import httpx
 import pytest
-import redis
 
 from service.api import create_app
-from service.jobs import keys
 from service.jobs.lease import Claim, WorkerStore
-from service.jobs.parameters import PRIORITIES
 from service.jobs.store import JobStore
 from service.settings import Settings
+from tests.service.backends import Backend, OverRedis
 from tests.service.clients import Blocking, Connect, Looping
 from tests.service.helpers import CARDS, LIMIT, ROOMS, until
 from tests.service.network import Gate, served
@@ -33,8 +31,14 @@ def settings(redis_url: str) -> Settings:
 
 
 @pytest.fixture
-async def store(settings: Settings) -> AsyncIterator[JobStore]:
-    store = JobStore(settings)
+def backend(settings: Settings) -> Backend:
+    """Where jobs are; a module that is about every such place overrides it."""
+    return OverRedis(settings)
+
+
+@pytest.fixture
+async def store(backend: Backend) -> AsyncIterator[JobStore]:
+    store = backend.store()
     yield store
     await store.close()
 
@@ -45,18 +49,18 @@ def hints() -> list[str]:
 
 
 @pytest.fixture
-def worker(settings: Settings, hints: list[str]) -> Iterator[WorkerStore]:
-    worker = WorkerStore(settings, "worker-1", hints.append)
+def worker(backend: Backend, hints: list[str]) -> Iterator[WorkerStore]:
+    worker = backend.worker("worker-1", hints.append)
     yield worker
     worker.close()
 
 
 @pytest.fixture
-async def client(settings: Settings, worker: WorkerStore) -> AsyncIterator[httpx.AsyncClient]:
+async def client(backend: Backend, worker: WorkerStore) -> AsyncIterator[httpx.AsyncClient]:
     """An HTTP client of an API that knows CARDS, while no worker is alive."""
     worker.announce(CARDS, ttl=60)
     worker.withdraw()
-    app = create_app(settings)
+    app = backend.app()
     transport = httpx.ASGITransport(app=app)
     async with (
         app.router.lifespan_context(app),
@@ -66,18 +70,9 @@ async def client(settings: Settings, worker: WorkerStore) -> AsyncIterator[httpx
 
 
 @pytest.fixture
-def queued(redis_url: str) -> Iterator[Callable[[], list[str]]]:
+def queued(backend: Backend) -> Callable[[], list[str]]:
     """`queued()`: the ids of the jobs that wait, in the order in which they are next."""
-    with redis.Redis.from_url(redis_url, decode_responses=True) as client:
-
-        def ids() -> list[str]:
-            waiting: list[str] = []
-            for priority in PRIORITIES:
-                queues = list(client.scan_iter(keys.queue(priority, "*")))
-                waiting += client.zunion(queues) if queues else []
-            return waiting
-
-        yield ids
+    return backend.queued
 
 
 @pytest.fixture

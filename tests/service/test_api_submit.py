@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import redis
 
-from service.jobs import keys
 from service.jobs.arrays import pack, unpack
+from service.jobs.hints import QUEUE
 from service.jobs.lease import Claim, WorkerStore
 from service.jobs.samplers import Adaptive, Ddpm, Reversible
 from service.jobs.store import JobStore
@@ -42,7 +42,7 @@ async def test_generate_queues_a_job_and_says_where_it_is(
     assert again == job
     assert queued() == [job["id"]]
     with redis.Redis.from_url(redis_url) as broker:
-        hint = json.loads(broker.lindex(keys.HINTS, 0))
+        hint = json.loads(broker.lindex(QUEUE, 0))
     assert json.loads(base64.b64decode(hint["body"]))[0] == [job["id"]]
 
 

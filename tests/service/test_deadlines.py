@@ -8,10 +8,8 @@ import pytest
 
 from service.api.operations import duration
 from service.api.problems import Problem
-from service.jobs.job import Status
 from service.jobs.lease import Claim, WorkerStore
-from service.jobs.store import JobStore
-from tests.service.helpers import LIMIT, ROOMS, a_job
+from tests.service.helpers import LIMIT, ROOMS
 
 pytestmark = pytest.mark.anyio
 SERVED = ["sha256:digits"]
@@ -80,16 +78,6 @@ async def test_with_no_worker_alive_a_queued_job_is_aborted(client: httpx.AsyncC
     assert "deadline" in reasons[0]
 
 
-async def test_a_late_job_is_not_claimed(store: JobStore, worker: WorkerStore):
-    late = await store.submit(a_job(), cancel_after=0.01)
-    job = await store.submit(a_job())
-    await asyncio.sleep(0.02)
-    assert claimed(worker).job.id == job.id
-    settled = await store.get(late.id)
-    assert settled is not None
-    assert settled.status is Status.ABORTED
-
-
 async def test_the_owner_of_a_late_job_is_asked_to_stop(client: httpx.AsyncClient, worker: Any):
     job = await submitted(client, "200ms")
     claim = claimed(worker)
@@ -99,43 +87,3 @@ async def test_the_owner_of_a_late_job_is_asked_to_stop(client: httpx.AsyncClien
     claim.cancel("deadline")
     assert await ended(client, job) == ("canceled", ['data: {"reason": "deadline"}'])
     assert worker.canceled() == {}
-
-
-async def test_a_late_job_of_a_lost_worker_is_canceled_by_the_api(
-    store: JobStore, worker: WorkerStore
-):
-    lost = WorkerStore(worker.settings.model_copy(update={"lease": 0.05}), "lost", print)
-    job = await store.submit(a_job(), cancel_after=0.3)
-    claimed(lost)
-    lost.close()
-    await asyncio.sleep(0.4)
-    await store.settle()
-    settled = await store.get(job.id)
-    assert settled is not None
-    assert (settled.status, settled.cancel_reason) == (Status.CANCELED, "deadline")
-
-
-async def test_a_job_that_ended_in_time_stays_as_it_is(store: JobStore, worker: WorkerStore):
-    job = await store.submit(a_job(), cancel_after=0.3)
-    claimed(worker).succeed({})
-    await asyncio.sleep(0.4)
-    await store.settle()
-    settled = await store.get(job.id)
-    assert settled is not None
-    assert settled.status is Status.SUCCEEDED
-
-
-async def test_a_job_that_was_handed_back_late_is_aborted_or_canceled_once(
-    store: JobStore, worker: WorkerStore
-):
-    job = await store.submit(a_job(), cancel_after=0.3)
-    claim = claimed(worker)
-    await asyncio.sleep(0.4)
-    claim.release()
-    await store.settle()
-    await store.settle()
-    settled = await store.get(job.id)
-    assert settled is not None
-    assert settled.status is Status.ABORTED
-    events = await store.read_events(job.id, "0-0", 1)
-    assert [event.type for event in events] == ["queued", "started", "retrying", "aborted"]

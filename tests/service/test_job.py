@@ -3,7 +3,8 @@ import re
 import pytest
 
 from service.jobs.job import FINISHED, TRANSITIONS, Job, Status, new_job_id
-from service.jobs.scripts import source
+from service.jobs.redis_store.hashes import hash_of, job_of
+from service.jobs.redis_store.scripts import source
 
 
 def test_a_job_that_ended_never_moves_again():
@@ -60,5 +61,5 @@ def test_a_job_comes_back_from_its_hash():
         artifacts={"0.png": "image/png"},
         last_event="3125-0",
     )
-    stored = {name.encode(): value.encode() for name, value in job.to_hash().items()}
-    assert Job.from_hash(stored) == job
+    stored = {name.encode(): value.encode() for name, value in hash_of(job).items()}
+    assert job_of(stored) == job

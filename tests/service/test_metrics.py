@@ -8,10 +8,10 @@ import redis
 from prometheus_client.parser import text_string_to_metric_families
 
 from service.api import create_app
-from service.jobs import keys
 from service.jobs.job import FINISHED
 from service.jobs.lease import WorkerStore
 from service.jobs.parameters import OPERATIONS
+from service.jobs.redis_store import keys
 from service.redis_server import free_port
 from service.settings import Settings
 from tests.service.helpers import CARDS, ROOMS

@@ -8,11 +8,9 @@ import httpx
 import pytest
 import redis
 
-from service.jobs import keys
 from service.jobs.lease import WorkerStore
-from service.jobs.store import JobStore, Once, OtherContentError, QueueFullError, QuotaError
 from service.settings import Settings
-from tests.service.helpers import CARDS, ROOMS, a_job
+from tests.service.helpers import CARDS, ROOMS
 from tests.service.test_auth import ANNA, BELA, KEYS, api, bearer
 
 pytestmark = pytest.mark.anyio
@@ -73,29 +71,6 @@ async def test_without_a_worker_nobody_can_tell_when(settings: Settings, worker:
         assert view["queue"] == {"position": 0, "eta": None}
 
 
-async def test_totals_are_zero_when_all_has_ended(
-    store: JobStore, worker: WorkerStore, redis_url: str
-):
-    jobs = [await store.submit(a_job(rows=3, calls=7, owner=f"o{n % 2}")) for n in range(6)]
-    claims = [worker.claim(SERVED, ROOMS) for _ in range(3)]
-    with redis.Redis.from_url(redis_url, decode_responses=True) as client:
-        assert client.hgetall(keys.TOTALS) == {
-            "jobs": "3",
-            keys.queue("interactive", "sha256:digits"): "63",
-            keys.running("sha256:digits"): "63",
-            "owner:o0": "63",
-            "owner:o1": "63",
-        }
-        assert all(claims)
-        claims[0].succeed({})  # type: ignore[union-attr]
-        claims[1].release()  # type: ignore[union-attr]
-        await store.delete(jobs[2].id)  # runs
-        await store.delete(jobs[3].id)  # waits
-        for job in jobs:
-            await store.cancel(job.id)
-        assert client.hgetall(keys.TOTALS) == {}
-
-
 # Quotas
 
 
@@ -123,25 +98,6 @@ async def test_an_owner_s_jobs_a_minute_are_bounded(settings: Settings, worker: 
         assert 1 <= over(await client.post("/generate", json=BODY, headers=bearer(ANNA)), 429) <= 60
         assert (await client.post("/generate", json=BODY, headers=bearer(BELA))).is_success
         assert (await client.get("/jobs", headers=bearer(ANNA))).is_success, "reading is free"
-
-
-async def test_the_store_refuses_without_writing(
-    settings: Settings, redis_url: str, worker: WorkerStore
-):
-    store = JobStore(settings.model_copy(update={"max_queued": 1, "max_owner_cost": 10}))
-    await store.submit(a_job(owner="x", rows=2, calls=5), once=Once("k", "one"))
-    with redis.Redis.from_url(redis_url) as client:
-        before = sorted(client.keys())
-        with pytest.raises(QueueFullError):
-            await store.submit(a_job(owner="y"))
-        with pytest.raises(OtherContentError):
-            await store.submit(a_job(owner="x"), once=Once("k", "two"))
-        assert worker.claim(SERVED, ROOMS)
-        with pytest.raises(QuotaError):
-            await store.submit(a_job(owner="x"))
-        await store.close()
-        after = [key for key in sorted(client.keys()) if b":claim:" not in key]
-    assert set(after) - set(before) == {keys.RUNNING.encode()}
 
 
 # Memory
@@ -177,32 +133,6 @@ async def test_short_of_memory_new_jobs_wait_and_previews_stop(
             text = (await http.get(f"/jobs/{claim.job.id}/events")).text
     kinds = [line.removeprefix("event: ") for line in text.splitlines() if "event: " in line]
     assert kinds == ["queued", "started", "step", "preview", "succeeded"]
-
-
-async def test_at_the_limit_of_memory_leases_are_kept_and_jobs_end(
-    store: JobStore, worker: WorkerStore, redis_url: str
-):
-    jobs = [await store.submit(a_job(), bytes(1000)) for _ in range(3)]
-    claims = [worker.claim(SERVED, ROOMS) for _ in range(2)]
-    held = [claim for claim in claims if claim is not None]
-    with redis.Redis.from_url(redis_url) as client:
-        client.config_set("maxmemory", 1)
-        try:
-            with pytest.raises(redis.OutOfMemoryError):
-                client.set("x", "y")
-            with pytest.raises(redis.OutOfMemoryError):
-                await store.submit(a_job())
-            before = client.pttl(keys.claim(held[0].token))
-            await asyncio.sleep(0.05)
-            assert worker.renew(held) == ["held", "held"]
-            assert client.pttl(keys.claim(held[0].token)) > before - 50
-            held[0].succeed({"images": []})
-            held[1].release()
-            await store.cancel(jobs[2].id)
-        finally:
-            client.config_set("maxmemory", 0)
-    found = [await store.get(job.id) for job in jobs]
-    assert [job.status for job in found if job] == ["succeeded", "queued", "canceled"]
 
 
 # Requests sent twice

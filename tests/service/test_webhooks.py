@@ -16,8 +16,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from service.jobs import keys
 from service.jobs.lease import WorkerStore
+from service.jobs.redis_store import keys
 from service.settings import Settings
 from tests.service.helpers import CARDS, LIMIT, ROOMS
 from tests.service.network import served

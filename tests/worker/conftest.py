@@ -17,12 +17,12 @@ from model.analytic import GaussianMixture
 from model.checkpoint import Description
 from model.data import DataSpec
 from model.process import VPLinear
-from service.jobs import keys
 from service.jobs.arrays import unpack
 from service.jobs.job import Job, new_job_id
 from service.jobs.lease import Claim, WorkerStore
 from service.jobs.parameters import PRIORITIES, Priority
-from service.jobs.store import JobStore
+from service.jobs.redis_store import RedisJobStore, RedisWorkerStore, keys
+from service.jobs.redis_store.hashes import job_of
 from service.settings import Settings
 from tests.laws.mixture import mixture
 from worker.courier import Courier
@@ -72,7 +72,7 @@ def settings(redis_url: str) -> Settings:
 
 @pytest.fixture
 def store(settings: Settings) -> Iterator[WorkerStore]:
-    store = WorkerStore(settings, "worker-1", lambda job_id: None)
+    store = RedisWorkerStore(settings, "worker-1", lambda job_id: None)
     yield store
     store.close()
 
@@ -112,7 +112,7 @@ class Stopped:
 
     def job(self, claim: Claim) -> Job:
         """The job as Redis has it."""
-        return Job.from_hash(
+        return job_of(
             {k.encode(): v.encode() for k, v in self.client.hgetall(keys.job(claim.job.id)).items()}
         )
 
@@ -157,7 +157,7 @@ def claiming(settings: Settings, store: WorkerStore, served: ServedModel) -> Cal
     """Submits and claims jobs for a model."""
 
     async def submit(job: Job, inputs: bytes | None, cancel_after: float | None) -> None:
-        jobs = JobStore(settings)
+        jobs = RedisJobStore(settings)
         await jobs.submit(job, inputs, cancel_after=cancel_after)
         await jobs.close()
 

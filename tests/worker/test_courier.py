@@ -2,10 +2,10 @@ import threading
 from collections.abc import Callable, Iterator
 
 import pytest
-import redis
 import torch
 
 from service.jobs.lease import Claim, LeaseLost
+from service.jobs.store import StoreError
 from tests.worker.conftest import Stopped
 from worker import courier as couriers
 from worker.courier import Courier
@@ -34,7 +34,7 @@ def test_a_delivery_is_tried_again_until_redis_is_back(
     courier: Courier, claimed: Callable[..., Claim]
 ) -> None:
     done = threading.Event()
-    failures = iter([redis.ConnectionError("away"), redis.TimeoutError("slow")])
+    failures = iter([StoreError("away"), StoreError("slow")])
 
     def deliver() -> None:
         for error in failures:

@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-import redis
 
 from service.jobs.job import Job, Status, new_job_id
 from service.jobs.lease import Claim, WorkerStore
-from service.jobs.store import JobStore
+from service.jobs.redis_store import RedisJobStore
+from service.jobs.store import StoreError
 from service.settings import Settings
 from tests.worker.conftest import KNEE, Stopped
 from worker import main
@@ -39,7 +39,7 @@ def submit(settings: Settings, served: ServedModel) -> Submit:
     """`submit(rows=…)`: the id of a new job, of which no worker gets a hint."""
 
     async def store(job: Job) -> None:
-        jobs = JobStore(settings)
+        jobs = RedisJobStore(settings)
         await jobs.submit(job)
         await jobs.close()
 
@@ -148,7 +148,7 @@ def test_a_claimer_outlives_an_absence_of_redis_and_speaks_of_it_once(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setattr(main, "_PAUSE", 0.01)
-    failures = iter([redis.ConnectionError("away"), redis.TimeoutError("slow")] * 5)
+    failures = iter([StoreError("away"), StoreError("slow")] * 5)
     claim = store.claim
 
     def away(*arguments: Any) -> Claim | None:
@@ -174,7 +174,7 @@ def test_a_job_whose_inputs_cannot_be_read_goes_back_with_the_reason(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(main, "_PAUSE", 0.01)
-    failures = iter([redis.TimeoutError("too slow")])
+    failures = iter([StoreError("too slow")])
     read = store.inputs
 
     def slow(job_id: str) -> bytes | None:

@@ -9,17 +9,15 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
-from redis.exceptions import OutOfMemoryError, ResponseError
-
-from service.jobs import keys
 from service.jobs.job import TRANSITIONS
 from service.jobs.parameters import PRIORITIES
+from service.jobs.redis_store import keys
 
 
 @cache
 def source(name: str) -> str:
     """The Lua text of the script `name`, ready to run."""
-    folder = files("service.jobs")
+    folder = files("service.jobs.redis_store")
     prelude = folder.joinpath("prelude.lua").read_text()
     return "\n".join((_shared(), prelude, folder.joinpath(f"{name}.lua").read_text()))
 
@@ -28,11 +26,6 @@ def arguments(data: bytes | None = None, /, **named: Any) -> list[str | bytes]:
     """ARGV of a script: named arguments as JSON, then bytes if the script stores any."""
     encoded = json.dumps({name: value for name, value in named.items() if value is not None})
     return [encoded] if data is None else [encoded, data]
-
-
-def out_of_memory(error: ResponseError) -> bool:
-    """Whether a script was refused because Redis is full; before Redis 7 the error has no class."""
-    return isinstance(error, OutOfMemoryError) or "-OOM " in str(error)
 
 
 def _shared() -> str:

@@ -40,9 +40,6 @@ WORKERS = PREFIX + "workers"
 REAPER = PREFIX + "reaper"
 """The reaper's lock."""
 
-HINTS = "fokker"
-"""List: Celery's queue of hints, hence without a prefix."""
-
 ARTIFACT = "artifact:"
 """Prefix, in a job's hash, of the fields that hold the media type of an artifact."""
 
@@ -119,7 +116,7 @@ def claim(token: str) -> str:
 
 
 def worker(worker_id: str) -> str:
-    """A live worker's `beat.Beat`; it expires with the worker."""
+    """A live worker's `service.jobs.beat.Beat`; it expires with the worker."""
     return f"{PREFIX}worker:{worker_id}"
 
 
