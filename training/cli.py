@@ -8,10 +8,13 @@ from typing import Annotated
 
 import typer
 
+from training.evaluation_commands import register_evaluation
+
 
 def register(app: typer.Typer) -> None:
-    """Add `fokker train` and `fokker publish`."""
+    """Add `fokker train`, `evaluate`, `features` and `publish`."""
     app.command()(train)
+    register_evaluation(app)
     app.command()(publish)
 
 
