@@ -18,6 +18,7 @@ def bits_per_dim(service: Service, images: np.ndarray) -> tuple[float, float]:
     ]
     assert all(image["converged"] for image in results)
     assert {image["t_min"] for image in results} == {1e-3}
+    assert all(0.0 <= image["percentile"] <= 100.0 for image in results)
     bits = np.array([image["bits_per_dim"] for image in results])
     return float(bits.mean()), float(bits.std(ddof=1) / np.sqrt(len(bits)))
 

@@ -8,7 +8,9 @@ import torch
 import model
 from model import checkpoint as checkpoints
 from model.pf_ode import Adaptive, FixedGrid, decode, encode
+from model.quantiles import held_out_quantiles
 from model.query import Condition, run
+from service.jobs.parameters import LoglikParameters
 from training.data import digits
 from training.evaluation import class_accuracy, held_out_bits_per_dim, samples
 
@@ -34,6 +36,20 @@ def test_the_shipped_checkpoint_was_trained_on_these_digits(
     dataset = digits(training["config"]["data"]["held_out"])
     assert training["data_fingerprint"] == dataset.fingerprint
     assert training["held_out_images"] == len(dataset.held_out)
+
+
+def test_the_shipped_checkpoint_knows_its_held_out_quantiles_by_a_request_s_defaults(
+    shipped: checkpoints.Checkpoint,
+) -> None:
+    training = shipped.description.training
+    known = held_out_quantiles(training, "bits_per_dim")
+    assert known is not None
+    entry = training["quantiles"]["bits_per_dim"]
+    assert entry["images"] == training["held_out_images"]
+    assert known.percentile(entry["mean"]) == pytest.approx(50, abs=15)
+    keys = ("method", "solver", "divergence", "dequantization")
+    request = {key: entry[key] for key in keys}
+    assert LoglikParameters(model="digits", **request) == LoglikParameters(model="digits")
 
 
 @pytest.mark.slow
