@@ -86,7 +86,7 @@ class Clients:
         self.count, self.steps, self.window = count, steps, window_of(seconds)
         self.records: list[Record] = []
         shelf = Shelf(SHIPPED, torch.device("cpu"))
-        (self._served,) = shelf.models.values()
+        self._served = next(m for m in shelf.models.values() if m.name == "digits")
         self._courier = Courier()
         self._engine = Engine(shelf, self._courier)
         self._began = time.monotonic()

@@ -1,11 +1,11 @@
-"""The commands that talk to a service: `generate`, `invert`, `loglik`, `models` and `jobs`.
+"""The commands that talk to a service: the operations, `models`, `jobs` and `selfcheck`.
 
 Registering is light; the client is imported when a command runs.
 """
 
 import typer
 
-from service.client_commands import jobs, models, operations
+from service.client_commands import jobs, models, operations, selfcheck
 from service.client_commands.console import EPILOG
 
 
@@ -13,4 +13,5 @@ def register_client(app: typer.Typer) -> None:
     """Add the commands to the application."""
     for command in (operations.generate, operations.invert, operations.loglik, models.models):
         app.command(epilog=EPILOG, no_args_is_help=command is not models.models)(command)
+    app.command(epilog=EPILOG)(selfcheck.selfcheck)
     app.add_typer(jobs.build_app(), name="jobs")

@@ -40,11 +40,19 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print the service's own JS
 @contextmanager
 def session(url: str | None, api_key: str | None) -> Iterator[Client]:
     """Give a client; turn what goes wrong with it into a line and an exit code."""
-    from service.client import Client, ClientError, JobError, ServiceUnavailable
+    from service.client import Client
+
+    with reported(), Client(url, api_key=api_key) as client:
+        yield client
+
+
+@contextmanager
+def reported() -> Iterator[None]:
+    """Turn what goes wrong with a client into a line and an exit code."""
+    from service.client import ClientError, JobError, ServiceUnavailable
 
     try:
-        with Client(url, api_key=api_key) as client:
-            yield client
+        yield
     except JobError as error:
         stop(error, FAILED)
     except ServiceUnavailable as error:

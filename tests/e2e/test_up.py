@@ -20,6 +20,8 @@ from tests.e2e.running import START_LIMIT, STOP_LIMIT, Part, wait_until
 
 READY = re.compile(r"Fokker is ready on (http://127\.0\.0\.1:\d+) \(models: .*digits.*\)\n")
 
+SHIPPED = {"analytic": True, "digits": True}
+
 Up = tuple[Part, str, dict[str, psutil.Process]]
 
 
@@ -71,7 +73,7 @@ def test_a_polite_end_takes_every_child_along(
 ) -> None:
     up, address, below = start_up()
     assert set(below) == {"redis-server", "worker", "serve"}
-    assert httpx.get(f"{address}/readyz", trust_env=False).json()["models"] == {"digits": True}
+    assert httpx.get(f"{address}/readyz", trust_env=False).json()["models"] == SHIPPED
     assert not any("requirepass" in part for part in below["redis-server"].cmdline())
     up.process.send_signal(number)
     assert up.process.wait(STOP_LIMIT) == 0

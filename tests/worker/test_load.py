@@ -44,7 +44,7 @@ def running(zoo: Shelf, client: redis.Redis, redis_url: str) -> Iterator[Stopped
 
 @pytest.fixture
 def ask(settings: Settings, store: WorkerStore, zoo: Shelf) -> Callable[..., Claim]:
-    served: ServedModel = next(iter(zoo.models.values()))
+    served: ServedModel = next(m for m in zoo.models.values() if m.name == "digits")
     return claiming(settings, store, served)
 
 
