@@ -121,9 +121,10 @@ def check(call: Call, response: httpx.Response) -> httpx.Response:
     status, problem = response.status_code, _problem(response)
     if status == HTTPStatus.TOO_MANY_REQUESTS or response.is_server_error:
         retry_after = _retry_after(response.headers)
-        when = "" if retry_after is None else f"; try again in {retry_after:.0f} s"
-        detail = problem.get("detail") or _phrase(status)
-        message = f"{call.method} {call.path} was answered {status}: {detail}{when}"
+        detail = str(problem.get("detail") or _phrase(status))
+        if retry_after is not None and "again in" not in detail:
+            detail += f"; try again in {retry_after:.0f} s"
+        message = f"{call.method} {call.path} was answered {status}: {detail}"
         raise ServiceUnavailable(message, status, retry_after)
     raise RequestRefused(status, problem)
 

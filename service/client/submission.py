@@ -36,6 +36,14 @@ Named = str | Mapping[str, Any]
 Deadline = float | str
 """Seconds, or a number with its unit: `"500ms"`, `"90s"`, `"15m"`, `"2h"`."""
 
+IMAGE_KINDS = (
+    "an image is a path, the bytes of a file, a PIL image, or an array (H, W) or (H, W, C)"
+)
+LATENT_KINDS = (
+    "latents are the result of `invert`, its job or that job's id, a safetensors file (a "
+    "pathlib.Path, or bytes), or floats of shape (N, C, H, W)"
+)
+
 PICTURE = {".png": "image/png", ".webp": "image/webp", ".jpg": "image/jpeg", ".jpeg": "image/jpeg"}
 BYTES = "application/octet-stream"
 
@@ -105,7 +113,12 @@ class Submission:
     def of(
         cls, operation: str, model: str, options: Mapping[str, Any], images: Images | None = None
     ) -> "Submission":
-        """The submission of an operation's options, as `GenerateOptions` and its like name them."""
+        """The submission of an operation's options, as `GenerateOptions` and its like name them.
+
+        Raises InvalidInput where an operation on images is given none.
+        """
+        if images is None and operation != "generate":
+            raise InvalidInput(f"images: none given; {IMAGE_KINDS}")
         request = {"model": model, **options}
         latents, deadline = request.pop("latents", None), request.pop("deadline", None)
         return cls(operation, request, images, latents, deadline)
@@ -113,7 +126,7 @@ class Submission:
     def call(self) -> Call:
         """The call, under an `Idempotency-Key` of its own: sent again, it submits the same job.
 
-        Raises InvalidInput for what cannot be sent, OSError for a file that cannot be read.
+        Raises InvalidInput for what cannot be sent.
         """
         request = {name: _by_name(name, value) for name, value in self.request.items()}
         parts = [] if self.images is None else image_parts(self.images)
@@ -136,7 +149,7 @@ def _by_name(name: str, value: Any) -> Any:
 
 
 def image_parts(images: Images) -> list[Part]:
-    """One part `image` an image. Raises InvalidInput or OSError for one that cannot be sent."""
+    """One part `image` an image. Raises InvalidInput for one that cannot be sent."""
     return [("image", _file(index, image)) for index, image in enumerate(_each(images))]
 
 
@@ -148,25 +161,55 @@ def _each(images: Images) -> Iterable[ImageLike]:
         )
     if isinstance(images, str | PathLike | bytes | Image.Image):
         return [images]
-    return images
+    try:
+        return list(images)
+    except TypeError as error:
+        detail = f"given {_kind(images)}; {IMAGE_KINDS}, or several of these"
+        raise InvalidInput(f"images: {detail}") from error
 
 
 def _file(index: int, image: ImageLike) -> tuple[str, bytes, str]:
+    field = f"images[{index}]"
     if isinstance(image, bytes):
         return str(index), image, BYTES
     if isinstance(image, str | PathLike):
         path = Path(image)
-        return path.name, path.read_bytes(), PICTURE.get(path.suffix.lower(), BYTES)
+        return path.name, _read(field, path), PICTURE.get(path.suffix.lower(), BYTES)
     stream = io.BytesIO()
     if isinstance(image, Image.Image):
         try:
             image.save(stream, "PNG")
         except OSError as error:
             detail = f"{error}; convert it to L, RGB or RGBA, or give an array in the data's levels"
-            raise InvalidInput(f"images[{index}]: {detail}") from error
+            raise InvalidInput(f"{field}: {detail}") from error
         return f"{index}.png", stream.getvalue(), PICTURE[".png"]
-    np.save(stream, np.asarray(image), allow_pickle=False)
+    array = _array(image)
+    if array is None or array.ndim not in (2, 3):
+        raise InvalidInput(f"{field}: given {_kind(image)}; {IMAGE_KINDS}")
+    np.save(stream, array, allow_pickle=False)
     return f"{index}.npy", stream.getvalue(), BYTES
+
+
+def _array(given: object) -> NDArray[Any] | None:
+    """An array of real numbers, None for what is none."""
+    try:
+        array = np.asarray(given)
+    except Exception:  # nested lists of unequal lengths, or whatever an object's own way raises
+        return None
+    return array if array.dtype.kind in "buif" else None
+
+
+def _kind(given: object) -> str:
+    if isinstance(given, np.ndarray):
+        return f"an array of {given.dtype} of shape {given.shape}"
+    return f"a value of type {type(given).__name__}"
+
+
+def _read(field: str, path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise InvalidInput(f"{field}: {path} cannot be read: {error.strerror}") from error
 
 
 def _with_latents(
@@ -186,10 +229,12 @@ def _with_latents(
             wanted["job"] = latents
         case bytes():
             parts = [_latents_part(latents)]
-        case np.ndarray():
-            parts = [_latents_part(pack({"latents": latents}))]
+        case PathLike():
+            parts = [_latents_part(_read("latents", Path(latents)))]
         case _:
-            parts = [_latents_part(Path(latents).read_bytes())]
+            if (array := _array(latents)) is None:
+                raise InvalidInput(f"latents: given {_kind(latents)}; {LATENT_KINDS}")
+            parts = [_latents_part(pack({"latents": array}))]
     return {"sampler": sampler} | request | {"init": {"latents": wanted}}, parts
 
 

@@ -96,14 +96,14 @@ def _of_one_kind(under: Mapping[str, Any], over: Mapping[str, Any]) -> bool:
 def _read_setting(setting: str) -> Document:
     """`sampler.eta=0.5` as `{"sampler": {"eta": 0.5}}`; what is no JSON is a string."""
     path, sign, text = setting.partition("=")
-    names = path.split(".")
-    if not sign or not all(names):
+    *outer, last = path.split(".")
+    if not sign or not last or not all(outer):
         detail = f"given {setting!r}; write FIELD=VALUE, as in sampler.eta=0.5"
         raise typer.BadParameter(detail, param_hint="--set")
     try:
-        value = json.loads(text)
+        found: Document = {last: json.loads(text)}
     except ValueError:
-        value = text
-    for name in reversed(names):
-        value = {name: value}
-    return value  # type: ignore[no-any-return]
+        found = {last: text}
+    for name in reversed(outer):
+        found = {name: found}
+    return found

@@ -137,13 +137,40 @@ def test_every_form_of_an_image_means_the_same(url: str, tmp_path: Path, worker:
 
 @pytest.mark.parametrize(
     ("images", "said"),
-    [(GREY, "first axis"), ([Image.new("CMYK", (8, 8))], "images[0]: cannot write mode CMYK")],
+    [
+        (GREY, "first axis"),
+        ([Image.new("CMYK", (8, 8))], "images[0]: cannot write mode CMYK"),
+        ("nowhere.png", "images[0]: nowhere.png cannot be read: No such file"),
+        ([png(), Path("/")], "images[1]: / cannot be read: Is a directory"),
+        (None, "images: none given; an image is a path"),
+        (7, "images: given a value of type int; an image is a path"),
+        ([None], "images[0]: given a value of type NoneType"),
+        ([7.0], "images[0]: given a value of type float"),
+        ([[[1, 2], [3]]], "images[0]: given a value of type list"),
+        ([np.array([["a", "b"]])], "images[0]: given an array of <U1 of shape (1, 2)"),
+    ],
 )
 def test_images_that_cannot_be_sent_are_refused_before_anything_is_sent(
     url: str, gate: Gate, connect: Connect, images: Any, said: str
 ):
     with pytest.raises(InvalidInput) as refused:
         connect(url)("invert", images, model="digits")
+    assert said in str(refused.value)
+    assert gate.seen == []
+
+
+@pytest.mark.parametrize(
+    ("latents", "said"),
+    [
+        (Path("nowhere.safetensors"), "latents: nowhere.safetensors cannot be read"),
+        (object(), "latents: given a value of type object; latents are the result of `invert`"),
+    ],
+)
+def test_latents_that_cannot_be_sent_are_refused_before_anything_is_sent(
+    url: str, gate: Gate, connect: Connect, latents: Any, said: str
+):
+    with pytest.raises(InvalidInput) as refused:
+        connect(url)("generate", "digits", latents=latents)
     assert said in str(refused.value)
     assert gate.seen == []
 

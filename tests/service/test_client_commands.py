@@ -196,6 +196,22 @@ def test_a_file_s_name_asks_for_its_format(fokker: Fokker, serve_one: Serve, tmp
     assert result.exit_code == 2
 
 
+def test_a_folder_that_exists_may_be_called_anything(
+    fokker: Fokker, serve_one: Serve, tmp_path: Path
+):
+    serve_one(draw)
+    folder = tmp_path / "v1.2"
+    folder.mkdir()
+    result = fokker("generate", "-m", "digits", "--out", folder)
+    assert result.exit_code == 0, result.output
+    assert sorted(path.name for path in folder.iterdir()) == ["0.png", "1.png"]
+
+
+def test_latents_become_an_array_in_a_file_that_is_named_so(fokker: Fokker, url: str, digit: Path):
+    asked = request_of(fokker, url, "invert", digit, "-m", "digits", "--out", "z.npy")
+    assert asked["format"] == "npy"
+
+
 def test_invert_keeps_the_latents_which_generate_takes(
     fokker: Fokker, url: str, serve_one: Serve, digit: Path, tmp_path: Path
 ):
@@ -243,6 +259,8 @@ def test_a_failed_job_exits_with_1_and_is_still_printed(fokker: Fokker, serve_on
         (("generate", "-m", "digits", "--class", 11), "classes 0..9"),
         (("generate", "-m", "digits", "--deadline", "soon"), "Cancel-After"),
         (("generate", "--set", "model"), "FIELD=VALUE"),
+        (("generate", "-m", "digits", "--out", "x.bmp"), ".png, .webp, .npy, .safetensors"),
+        (("invert", __file__, "-m", "digits", "--out", "x.png"), ".safetensors, .npy"),
         (("generate", "--request", "{"), "--request"),
         (("generate", "--request", "[]"), "JSON object"),
         (("invert", "nowhere.png", "-m", "digits"), "nowhere.png"),
