@@ -9,6 +9,7 @@ killed parent cannot take its children with it.
 import asyncio
 import contextlib
 import ctypes
+import json
 import os
 import signal
 import sys
@@ -82,18 +83,34 @@ class Child:
             os.killpg(self.process.pid, number)
 
 
+def behind_name(name: str, line: str) -> str:
+    """A line for people: behind the name of the process that wrote it."""
+    return f"{name:>6} | {line}"
+
+
+def as_json(name: str, line: str) -> str:
+    """A line for machines: the JSON object that it is, or one that holds it, with its `process`."""
+    try:
+        entry = json.loads(line)
+    except ValueError:
+        entry = None
+    return json.dumps({"process": name} | (entry if isinstance(entry, dict) else {"event": line}))
+
+
 async def start(
     name: str,
     command: list[str],
     environment: Mapping[str, str],
     *,
+    form: Callable[[str, str], str] = behind_name,
     given: bytes = b"",
     quiet: bool = False,
 ) -> Child:
     """Start `command` as a child that dies with this process.
 
-    Its output goes to our standard error, each line behind its name; a quiet child's last lines
-    are kept instead. `given` is its standard input. Raises OSError if it cannot be started.
+    Its output goes to our standard error, each line as `form` makes it of the child's name and the
+    line; a quiet child's last lines are kept instead. `given` is its standard input. Raises OSError
+    if it cannot be started.
     """
     process = await asyncio.create_subprocess_exec(
         *command,
@@ -112,7 +129,7 @@ async def start(
     process.stdin.close()
     last: deque[str] = deque(maxlen=KEPT_LINES)
     keep = last.append if quiet else say
-    output = asyncio.create_task(_read_lines(name, process.stdout, keep))
+    output = asyncio.create_task(_read_lines(process.stdout, lambda line: keep(form(name, line))))
     return Child(name, process, output, last)
 
 
@@ -122,9 +139,7 @@ def say(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
 
-async def _read_lines(
-    name: str, stream: asyncio.StreamReader | None, keep: Callable[[str], None]
-) -> None:
+async def _read_lines(stream: asyncio.StreamReader | None, keep: Callable[[str], None]) -> None:
     while stream is not None:
         try:
             line = await stream.readline()
@@ -132,4 +147,4 @@ async def _read_lines(
             continue
         if not line:
             return
-        keep(f"{name:>6} | {line.decode(errors='replace').rstrip()}")
+        keep(line.decode(errors="replace").rstrip())

@@ -47,6 +47,7 @@ def configure(settings: Settings) -> None:
             processors=processors,
         )
     )
+    logging.captureWarnings(True)
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(settings.log_level)

@@ -5,7 +5,7 @@ A `Settings` is built once at start and handed down; nothing reads the environme
 
 import sys
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -151,12 +151,19 @@ class Settings(BaseSettings):
         try:
             return cls(**given)
         except ValidationError as error:
+            wrong = [(str(entry["loc"][0]), entry) for entry in error.errors()]
             lines = [
-                f"FOKKER_{'_'.join(map(str, wrong['loc'])).upper()}: {wrong['msg']}, "
-                f"given {wrong['input']!r}"
-                for wrong in error.errors()
+                f"FOKKER_{name.upper()}: {entry['msg']}"
+                + ("" if name in cls.secrets() else f", given {entry['input']!r}")
+                for name, entry in wrong
             ]
             raise SettingsError("; ".join(lines)) from error
+
+    @classmethod
+    def secrets(cls) -> set[str]:
+        """The settings whose values no message may hold."""
+        fields = cls.model_fields.items()
+        return {name for name, field in fields if SecretStr in get_args(field.annotation)}
 
     def require_redis(self) -> str:
         """The Redis URL; raises `SettingsError` naming the variable if there is none."""

@@ -13,7 +13,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -23,7 +23,7 @@ import redis.asyncio
 import typer
 from redis.exceptions import RedisError
 
-from service.children import Child, say, start
+from service.children import Child, as_json, behind_name, say, start
 from service.redis_server import NoRedisError, PrivateRedis, private_redis
 from service.settings import Settings, SettingsError
 
@@ -68,11 +68,12 @@ def register_up(app: typer.Typer) -> None:
                 port=claim_port(address, settings.port if port is None else port),
                 models=models or settings.models,
                 redis=settings.redis_url or private_redis(),
+                form=as_json if settings.log_format == "json" else behind_name,
             )
             code = asyncio.run(supervisor.run())
         except (UpError, NoRedisError, SettingsError) as error:
             typer.echo(f"fokker up: {error}", err=True)
-            code = 1
+            code = 2 if isinstance(error, SettingsError) else 1
         raise typer.Exit(code)
 
 
@@ -103,13 +104,15 @@ def claim_port(host: str, port: int) -> int:
 class Supervisor:
     """Starts the parts of one service, watches them and stops them.
 
-    redis: the URL of a running server, or a private one to start.
+    redis: the URL of a running server, or a private one to start. form: of the lines that the parts
+    write, of a part's name and its line.
     """
 
     host: str
     port: int
     models: Path | None
     redis: str | PrivateRedis
+    form: Callable[[str, str], str] = behind_name
     children: list[Child] = field(default_factory=list)
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -132,7 +135,7 @@ class Supervisor:
         except UpError as error:
             if self.stopping.is_set():
                 return 0
-            say(f"fokker up: {error}")
+            say(self.form("up", str(error)))
             return 1
         finally:
             self.stopping.set()
@@ -211,7 +214,9 @@ class Supervisor:
     ) -> None:
         self._check_children()
         try:
-            child = await start(name, command, environment, given=given, quiet=quiet)
+            child = await start(
+                name, command, environment, form=self.form, given=given, quiet=quiet
+            )
         except OSError as error:
             raise UpError(f"cannot start {name} ({command[0]}): {error}") from error
         self.children.append(child)

@@ -33,6 +33,6 @@ def worker(
     try:
         code = run_worker(Settings.load(**given))
     except (SettingsError, CheckpointError) as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(1) from error
+        typer.echo(f"fokker worker: {error}", err=True)
+        raise typer.Exit(2 if isinstance(error, SettingsError) else 1) from error
     raise typer.Exit(code)

@@ -252,6 +252,7 @@ def run_worker(settings: Settings) -> int:
         pool="threads",
         concurrency=1,
         loglevel=settings.log_level,
+        quiet=True,  # no banner: it is no log line, and what it says stands in the log
         without_gossip=True,
         without_mingle=True,
         without_heartbeat=True,

@@ -1,5 +1,6 @@
 """`fokker up`: what it says, what it takes with it when it ends, and whose Redis it uses."""
 
+import json
 import os
 import re
 import shutil
@@ -93,11 +94,14 @@ def test_a_child_that_dies_is_named_and_the_others_are_stopped(
     start_up: Callable[..., Up], redis_server: str
 ) -> None:
     url = redis_server.rpartition("/")[0] + "/3"
-    up, _, below = start_up(FOKKER_REDIS_URL=url)
+    up, _, below = start_up(FOKKER_REDIS_URL=url, FOKKER_LOG_FORMAT="json")
     assert set(below) == {"worker", "serve"}, "a Redis of its own in spite of FOKKER_REDIS_URL"
     below["worker"].kill()
     assert up.process.wait(STOP_LIMIT) == 1
-    assert "worker was killed by SIGKILL" in up.err.read_text()
+    lines = [json.loads(line) for line in up.err.read_text().splitlines()]
+    assert {line["process"] for line in lines} == {"api", "worker", "up"}
+    (said,) = (line["event"] for line in lines if line["process"] == "up")
+    assert "worker was killed by SIGKILL" in said
     assert_gone(below)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import warnings
 from collections.abc import Iterator
 
 import httpx
@@ -17,6 +18,7 @@ def logging_as_before() -> Iterator[None]:
     root = logging.getLogger()
     handlers, level = root.handlers, root.level
     yield
+    logging.captureWarnings(False)
     root.handlers = handlers
     root.setLevel(level)
 
@@ -57,6 +59,16 @@ def test_the_access_log_keeps_no_signature(capsys: pytest.CaptureFixture[str]):
     logging.getLogger("uvicorn.access").info('%s - "GET %s HTTP/%s" %d', "::1", path, "1.1", 200)
     (line,) = lines(capsys)
     assert line["event"] == '::1 - "GET /jobs/x/events?expires=1&signature=… HTTP/1.1" 200'
+
+
+def test_a_warning_is_a_line_like_any_other(capsys: pytest.CaptureFixture[str]):
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        configure(Settings(log_format="json"))
+        warnings.warn("somebody's", UserWarning, stacklevel=1)
+    (line,) = lines(capsys)
+    assert line["logger"] == "py.warnings"
+    assert "UserWarning: somebody's" in str(line["event"])
 
 
 def test_lines_for_people_have_the_same(capsys: pytest.CaptureFixture[str]):

@@ -19,3 +19,18 @@ def test_a_setting_out_of_range_is_refused_at_start(monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("FOKKER_LEASE", "0")
     with pytest.raises(ValidationError, match="lease"):
         Settings()
+
+
+def test_an_error_names_the_variable_and_what_it_holds_unless_that_is_secret(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setenv("FOKKER_LEASE", "-1")
+    monkeypatch.setenv("FOKKER_SECRET", "hunter2")
+    with pytest.raises(SettingsError) as refused:
+        Settings.load()
+    said = str(refused.value)
+    assert "FOKKER_LEASE: " in said
+    assert "given '-1'" in said
+    assert "FOKKER_SECRET: " in said
+    assert "hunter2" not in said
+    assert Settings.secrets() == {"api_keys", "secret", "webhook_secret"}
