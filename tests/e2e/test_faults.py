@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx
 import numpy as np
@@ -28,6 +28,7 @@ from tests.e2e.conftest import start_api
 from tests.e2e.running import Part, Service, wait_until
 
 pytestmark = [pytest.mark.timeout(300), pytest.mark.slow]
+T = TypeVar("T")
 LEASE = 4.0  # seconds
 JOBS, STREAMS = 20, 50
 
@@ -119,6 +120,20 @@ def kinds(service: Service, job: dict[str, Any]) -> Counter[str]:
     return Counter(event.event for event in service.events(job))
 
 
+def settled(measure: Callable[[], T], seconds: float = 1.0) -> T:
+    """What is measured, when it has been the same for some seconds."""
+    since, found = time.monotonic(), measure()
+
+    def still() -> bool:
+        nonlocal since, found
+        if (now := measure()) != found:
+            since, found = time.monotonic(), now
+        return time.monotonic() - since > seconds
+
+    wait_until(still, "what is measured to settle")
+    return found
+
+
 def test_a_killed_worker_s_jobs_are_done_by_another_just_the_same(start: StartApi) -> None:
     service = start()
     first = service.start_worker()
@@ -185,15 +200,16 @@ def test_a_worker_that_slept_through_its_lease_writes_nothing_more(start: StartA
     second = Part(service.folder, "worker", FOKKER_REDIS_URL=service.redis_url, FOKKER_LEASE="4")
     try:
         ended = [service.succeeded(job) for job in jobs]
-        sleeper.process.send_signal(signal.SIGCONT)
-        time.sleep(LEASE)
-        for job in ended:
-            assert job["attempt"] == 2
-            assert service.get(job) | {"links": None} == job | {"links": None}
-            told = kinds(service, job)
-            assert (told["succeeded"], told["started"]) == (1, 2)
     finally:
         second.stop()
+    sleeper.process.send_signal(signal.SIGCONT)
+    service.succeeded(service.submit("/generate", request(9)))  # by the sleeper: it is awake
+    sleeper.stop()  # and what it still had to say, it has tried to
+    for job in ended:
+        assert job["attempt"] == 2
+        assert service.get(job) | {"links": None} == job | {"links": None}
+        told = kinds(service, job)
+        assert (told["succeeded"], told["started"]) == (1, 2)
     print("\n3. 5 jobs done by the second worker; nothing written by the first one after it woke")
 
 
@@ -256,8 +272,7 @@ def test_vanished_clients_leave_nothing_open(start: StartApi, own_redis: OwnRedi
             await asyncio.gather(*(read() for _ in range(100)))
 
     asyncio.run(visit())
-    time.sleep(2)
-    before = open_now()
+    before = settled(open_now)
     for _ in range(5):
         asyncio.run(visit())
     after = before
