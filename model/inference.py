@@ -1,17 +1,18 @@
 """What a serving process does to a network once, when it loads it.
 
-Nothing here changes what a network computes: float32 outputs move by less than 2e-6 of their
+In float32 nothing here changes what a network computes: outputs move by less than 2e-6 of their
 scale, and a checkpoint's keys and shapes stay. It changes how: weights and activations lie
-channels-last, where the convolutions are fastest; group norms that torch's kernel is slow at have
-one of their own; and, where asked and a C++ compiler is there, batches of fixed sizes run compiled.
-`benchmarks/network.py` measures it against diffusers' `UNet2DModel`.
+channels-last; group norms that torch's kernel is slow at have one of their own; where bf16 is asked
+for, a processor computes the products in it and the rest in float32; and, where asked and a C++
+compiler is there, batches of fixed sizes run compiled. `benchmarks/network.py` measures it against
+diffusers' `UNet2DModel`.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import cast
 
 import torch
@@ -56,10 +57,11 @@ def prepare(
     for weight in network.parameters():
         if weight.ndim == 4:
             weight.data = weight.data.contiguous(memory_format=torch.channels_last)
+    on_cpu = torch.device(device).type == "cpu"
     if dtype != torch.float32:
-        _lower(network, dtype)
+        (_lower_products if on_cpu else _lower)(network, dtype)
     if not compile:
-        if dtype == torch.float32 and torch.device(device).type == "cpu":
+        if on_cpu:
             _replace_norms(network)
         return network
     if not can_compile():
@@ -149,14 +151,56 @@ def _compiled(network: UNet, device: torch.device) -> Callable[[Tensor, Tensor, 
     return torch.compile(network, dynamic=False, options={"freezing": True})
 
 
+class LowConv2d(nn.Conv2d):
+    """A convolution in its weights' dtype, float32 in and out."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The convolution of x (rows, channels, H, W)."""
+        return super().forward(x.to(self.weight.dtype)).float()
+
+
+class LowLinear(nn.Linear):
+    """A linear map in its weights' dtype, of which its output stays."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The map of x (…, features)."""
+        return super().forward(x.to(self.weight.dtype))
+
+
+def _lower_products(network: UNet, dtype: torch.dtype) -> None:
+    """Convolutions and attention between stem and head; what they give is added up in float32."""
+    for module in _between(network):
+        # The class alone changes: parameters, their names and shapes stay.
+        if type(module) is nn.Conv2d:
+            module.__class__ = LowConv2d
+            module.to(dtype)
+        elif isinstance(module, Attention):
+            for linear in (module.qkv, module.out):
+                linear.__class__ = LowLinear
+                linear.to(dtype)
+
+
 def _lower(network: UNet, dtype: torch.dtype) -> None:
-    """Cast all but the embedding of noise level and class; statistics of norms stay float32."""
-    for module in network.modules():
+    """All between stem and head; statistics of norms stay float32 all the same."""
+    for module in (*_between(network), network.norm):
         if isinstance(module, nn.Conv2d | nn.GroupNorm):
             module.to(dtype)
         elif isinstance(module, Attention):
             module.qkv.to(dtype)
             module.out.to(dtype)
+
+
+def _between(network: UNet) -> Iterator[nn.Module]:
+    """Every module between stem and head, the last norm left out."""
+    for part in (
+        network.down,
+        network.downsample,
+        network.middle,
+        network.middle_attention,
+        network.up,
+        network.upsample,
+    ):
+        yield from part.modules()
 
 
 def _replace_norms(network: UNet) -> None:

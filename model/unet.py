@@ -132,8 +132,8 @@ class Block(nn.Module):
 class UNet(nn.Module):
     """Maps (u (rows, C, H, W), log_snr (rows,), label (rows,) int64) to a prediction shaped as u.
 
-    label −1 is the unconditional model. Input and output are in the dtype of the embedding's
-    weights; convolutions, norms and attention may be of another (`model.inference.prepare`).
+    label −1 is the unconditional model. Input and output, the embedding, stem and head are in one
+    dtype; what lies between stem and head may be of another (`model.inference.prepare`).
     """
 
     def __init__(self, config: UNetConfig) -> None:
@@ -197,10 +197,10 @@ class UNet(nn.Module):
         if self.classes is not None:
             label = torch.where(label < 0, self.config.classes, label)
             embedding = embedding + self.classes(label)
-        dtype = self.stem.weight.dtype
+        dtype = self.norm.weight.dtype
         levels = iter(self.levels(F.silu(embedding)).to(dtype).split(self.widths, dim=1))
         # Blocks take their projections in the order of `modules()`: down, middle, up.
-        h = self.stem(u.to(dtype))
+        h = self.stem(u).to(dtype)
         skips = [h]
         for level, stage in enumerate(self.down.children()):
             for block in stage.children():
@@ -217,5 +217,5 @@ class UNet(nn.Module):
                 h = block(torch.cat((h, skips.pop()), dim=1), next(levels))
             if level < len(self.upsample):
                 h = self.upsample[level](F.interpolate(h, scale_factor=2.0, mode="nearest"))
-        out: Tensor = self.head(silu(self.norm(h)))
-        return out.to(u.dtype)
+        out: Tensor = self.head(silu(self.norm(h)).to(u.dtype))
+        return out
