@@ -114,6 +114,27 @@ def test_bf16_takes_and_gives_float32_and_comes_close() -> None:
     assert 1e-5 < error < 0.03
 
 
+def test_bf16_on_a_processor_is_that_of_products_alone() -> None:
+    lowered = prepare(random_network(), dtype=torch.bfloat16)
+    types = {name: weight.dtype for name, weight in lowered.named_parameters()}
+    low = {name for name, dtype in types.items() if dtype == torch.bfloat16}
+    assert not [name for name in low if "norm" in name or name.startswith(("stem", "head"))]
+    products = ("conv1", "conv2", "shortcut", "qkv", "out", "downsample", "upsample")
+    expected = {n for n in types if n.startswith(("down", "middle", "up")) and "norm" not in n}
+    assert low == expected
+    assert all(any(part in name for part in products) for name in low)
+
+
+def test_bf16_moves_the_noise_of_an_almost_clean_image_by_a_five_hundredth_at_most() -> None:
+    plain, lowered = shipped(), prepare(shipped(), dtype=torch.bfloat16)
+    torch.manual_seed(0)
+    u, _, label = inputs(plain.config, 16, 8)
+    with torch.no_grad():
+        asked = u, torch.full((16,), 8.0), label
+        error = float((lowered(*asked) - plain(*asked)).square().mean().sqrt())
+    assert error < 0.002 * float(plain(*asked).square().mean().sqrt())
+
+
 class Recorder(nn.Module):
     """A row's answer is its sum; remembers the sizes it was called at."""
 
