@@ -193,14 +193,15 @@ def load(path: Path) -> Checkpoint:
             )
         description = Description.from_json(json.loads(metadata[_METADATA_KEY]))
         network = build_network(description.architecture)
-        _check_weights(network.state_dict(), weights)
+        check_weights(network.state_dict(), weights)
         network.load_state_dict(weights)
     except (OSError, SafetensorError, ValueError, TypeError) as error:
         raise CheckpointError(f"{path}: {error}") from error
     return Checkpoint(description=description, network=network, digest=digest(path))
 
 
-def _check_weights(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:
+def check_weights(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:
+    """Raise `CheckpointError` unless keys and shapes are the same and what was found is finite."""
     missing, extra = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
     if missing or extra:
         raise CheckpointError(

@@ -27,6 +27,13 @@ class Stream(IntEnum):
     PROBE = 2
     DEQUANTIZATION = 3
     IMAGE_SEED = 4
+    # Of training, where a key is (seed, place in the batch) and a call is a step.
+    EPS = 5
+    TIME = 6
+    LABEL = 7
+    FLIP = 8
+    DROPOUT = 9
+    ORDER = 10
 
 
 def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[Tensor, Tensor]) -> Tensor:
@@ -79,6 +86,12 @@ def rademacher(seeds: Tensor, stream: Stream, call: int | Tensor, shape: tuple[i
     elements = math.prod(shape)
     words = _words(seeds, stream, call, elements)[:, :elements]
     return ((words >> 31) * 2 - 1).double().reshape(-1, *shape)
+
+
+def derived_seeds(seeds: Tensor, stream: Stream, call: int) -> list[int]:
+    """Seeds of 63 bits, for torch's own generators; seeds ``(rows,)`` int64."""
+    words = _words(seeds, stream, call, 2)
+    return [high >> 1 << 32 | low for high, low in words[:, :2].tolist()]
 
 
 def image_seeds(seed: int, count: int) -> list[int]:

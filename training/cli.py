@@ -25,12 +25,21 @@ def train(
         list[str] | None,
         typer.Option("--set", help="section.key=value instead of the file's; may be repeated."),
     ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue the run in --out, if there is one.")
+    ] = False,
 ) -> None:
-    """Train a model and write its checkpoint, sample grid and card into a folder."""
+    """Train a model and write its checkpoint, sample grid and card into a folder.
+
+    SIGTERM or Ctrl-C saves the run's state and ends; --resume continues it. Under
+    `torchrun --nproc-per-node N -m service train …` N processes share each batch.
+    """
     from training.config import Config, ConfigError
     from training.data_errors import DataError
-    from training.loop import TrainingDivergedError
+    from training.folder import RunError
+    from training.loop import Stopped, TrainingDivergedError
     from training.run import run
+    from training.state import StateError
 
     try:
         run(
@@ -38,12 +47,16 @@ def train(
             name=config.stem,
             out=out,
             command=f"fokker train {config} --out {out}{_said(changes or [])}",
+            resume=resume,
         )
+    except Stopped as stop:
+        typer.echo(f"fokker train: {stop}", err=True)
+        raise typer.Exit(128 + stop.signal_number) from stop
     except KeyboardInterrupt as stop:
-        typer.echo("\nstopped: no checkpoint was written, and a run cannot be resumed", err=True)
+        typer.echo("\nfokker train: interrupted; continue with --resume", err=True)
         raise typer.Exit(130) from stop
-    except (ConfigError, DataError, TrainingDivergedError) as error:
-        typer.echo(f"error: {error}", err=True)
+    except (ConfigError, DataError, RunError, StateError, TrainingDivergedError, OSError) as error:
+        typer.echo(f"fokker train: {error}", err=True)
         raise typer.Exit(1) from error
 
 

@@ -1,148 +1,203 @@
-"""The training loop: from a configuration to the averaged weights. Same seed, same weights."""
+"""The training loop: steps, what is kept and shown of them, and how a run is stopped."""
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+import signal
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import FrameType
 
 import torch
-from torch import Tensor
 
-from model.checkpoint import build_network
-from model.process import PROCESSES, Process
-from model.unet import UNetConfig
-from training.config import Config, ConfigError, ModelSection
-from training.data import Dataset, Split
-from training.ema import Ema
-from training.objective import (
-    TIME_SAMPLING,
-    WEIGHTINGS,
-    LossHistory,
-    drop_labels,
-    eps_loss,
-    stratified,
-)
+from training import preview, state
+from training.config import Config
+from training.parallel import World
+from training.preview import Preview
+from training.state import StateError
+from training.trainer import Step, Trainer
+from training.watch import Watch
 
+_READ_AHEAD = {"cpu": 1, "cuda": 10}
+"""Steps whose losses are read together: each reading waits for all that a GPU has queued."""
 
-@dataclass(frozen=True, kw_only=True)
-class Progress:
-    """One step done: its number (from 1), its mean loss, the learning rate it used."""
-
-    step: int
-    loss: float
-    learning_rate: float
+_SHOWN = 8
 
 
 class TrainingDivergedError(RuntimeError):
-    """The loss is no longer a number."""
+    """The loss, or its gradient, is no longer a number."""
 
 
-def make_process(config: Config) -> Process:
-    """The configured process; raises `ConfigError` for an unknown name or field."""
-    section = config.process
-    if section.name not in PROCESSES:
-        raise ConfigError(f"process.name: {section.name!r} is none of {sorted(PROCESSES)}")
-    try:
-        return PROCESSES[section.name](**section.options)
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"process: {error}") from error
+class Stopped(Exception):  # noqa: N818
+    """The run was asked to stop, and did, with its state saved."""
+
+    def __init__(self, step: int, signal_number: int) -> None:
+        super().__init__(f"stopped after step {step}; continue with --resume")
+        self.signal_number = signal_number
 
 
-def make_architecture(section: ModelSection, dataset: Dataset) -> UNetConfig:
-    """The U-Net for this data; raises `ConfigError` where the two do not fit."""
-    channels, height, width = dataset.spec.shape
-    try:
-        architecture = UNetConfig(
-            in_channels=channels,
-            channels=section.channels,
-            blocks=section.blocks,
-            attention=section.attention,
-            classes=dataset.spec.classes if section.class_conditional else 0,
-            groups=section.groups,
-            head_channels=section.head_channels,
-            dropout=section.dropout,
-        )
-    except ValueError as error:
-        raise ConfigError(f"model: {error}") from error
-    if height % architecture.divisor or width % architecture.divisor:
-        raise ConfigError(
-            f"model.channels: {len(section.channels)} levels need a height and width that are "
-            f"multiples of {architecture.divisor}; the images are {height}×{width}"
-        )
-    return architecture
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """loss: the mean of the last steps. seconds: that all of the run's processes took in turn."""
 
-
-def learning_rate(step: int, config: Config) -> float:
-    """Linear warm-up, then a half cosine to zero; step counts from 0."""
-    warmup, total = config.train.warmup_steps, config.train.steps
-    if step < warmup:
-        return config.train.learning_rate * (step + 1) / warmup
-    done = (step - warmup) / max(1, total - warmup)
-    return config.train.learning_rate * 0.5 * (1.0 + math.cos(math.pi * done))
-
-
-def batches(split: Split, size: int, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
-    """Endless batches (levels, labels): every image once before any comes again."""
-    queue = torch.empty(0, dtype=torch.int64)
-    while True:
-        while len(queue) < size:
-            queue = torch.cat((queue, torch.randperm(len(split), generator=generator)))
-        chosen, queue = queue[:size], queue[size:]
-        yield split.take(chosen).to(torch.float64), split.labels[chosen]
+    loss: float
+    seconds: float
 
 
 def train(
     config: Config,
-    dataset: Dataset,
-    process: Process,
-    architecture: UNetConfig,
-    watch: Callable[[Progress], None],
-) -> dict[str, Tensor]:
-    """Train and return the averaged weights; ``watch`` sees every step.
+    trainer: Trainer,
+    world: World,
+    out: Path,
+    fingerprint: str,
+    show: Preview,
+) -> Trained:
+    """Take all steps that are left, from the last state in ``out``.
 
-    Raises `TrainingDivergedError` with the step at the first loss that is not finite.
+    Raises `Stopped` after SIGTERM or SIGINT, `TrainingDivergedError` for a loss that is not finite,
+    `StateError` for a state that cannot be written or does not fit. Only the first process writes.
     """
-    settings = config.train
-    torch.manual_seed(settings.seed)  # initial weights and dropout
-    torch.use_deterministic_algorithms(True)
-    generator = torch.Generator().manual_seed(settings.seed)
-    network = build_network(architecture).train()
-    ema = Ema(network, config.ema.decays[0])
-    optimizer = torch.optim.AdamW(
-        network.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
-    )
-    sample_times = TIME_SAMPLING[config.objective.time_sampling]
-    weighting = WEIGHTINGS[config.objective.weighting]
-    history = LossHistory() if config.objective.by_loss_history else None
-    stream = batches(dataset.train, settings.batch_size, generator)
-    for step in range(settings.steps):
-        levels, labels = next(stream)
-        u = torch.rand(levels.shape, generator=generator, dtype=torch.float64)
-        x0 = dataset.spec.to_model(levels, u).float()
-        labels = drop_labels(labels, config.objective.label_dropout, generator)
-        quantile, share = stratified(len(x0), generator), torch.ones(len(x0), dtype=torch.float64)
-        if history is not None:
-            quantile, share = history.draw(quantile)
-        t = sample_times(process, quantile)
-        errors = eps_loss(
-            network, x0, labels, process.log_snr(t), generator, config.model.prediction
-        ) * weighting(process, t)
-        if history is not None:
-            history.record(quantile, errors.detach())
-        loss = (errors * share).mean()
-        rate = learning_rate(step, config)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(network.parameters(), settings.clip_norm)
-        optimizer.step()
-        ema.update(network)
-        if not math.isfinite(value := loss.item()):
-            raise TrainingDivergedError(
-                f"the loss is {value} at step {step + 1}; lower train.learning_rate "
-                f"(now {settings.learning_rate}) or train.clip_norm (now {settings.clip_norm})"
+    loop = _Loop(config, trainer, world, out, fingerprint)
+    loop.restore()
+    total, every = config.train.steps, config.train.checkpoint_every
+    with _asked_to_stop() as asked, loop.watching() as watch:
+        pending: list[Step] = []
+        while trainer.done < total:
+            pending.append(trainer.advance(stop=bool(asked)))
+            done = trainer.done
+            save = done % every == 0 or done == total
+            draw = bool(config.train.sample_every) and done % config.train.sample_every == 0
+            if not (save or draw or len(pending) == _READ_AHEAD[world.device.type]):
+                continue
+            stop = loop.read(pending)
+            pending = []
+            if save or stop:
+                loop.save()
+            if draw and watch:
+                sheet = show.grid(trainer.ema.weights[config.ema.decays[0]])
+                preview.save(out / "samples" / f"step-{done:08d}.png", sheet)
+                watch.samples(done, sheet)
+            if stop and done < total:
+                raise Stopped(done, asked[0] if asked else signal.SIGTERM)
+            if watch and (save or draw):
+                watch.rest()
+    return Trained(loss=watch.loss if watch else math.nan, seconds=loop.seconds)
+
+
+class _Loop:
+    """What `train` does between its steps."""
+
+    def __init__(
+        self, config: Config, trainer: Trainer, world: World, out: Path, fingerprint: str
+    ) -> None:
+        self._config, self._trainer, self._world, self._out = config, trainer, world, out
+        self._fingerprint = fingerprint
+        self._states = out / "checkpoints"
+        self._watch: Watch | None = None
+        self._before, self._started = 0.0, time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        """Spent on the run, in this process and those before it."""
+        return self._before + time.monotonic() - self._started
+
+    def restore(self) -> None:
+        """Go on from the last state, if there is one."""
+        path = state.latest(self._states)
+        if path is None:
+            return
+        found = state.load(path)
+        if found.document["data_fingerprint"] != self._fingerprint:
+            raise StateError(
+                f"{path} was trained on other data ({found.document['data_fingerprint']}) than "
+                f"data.path now holds ({self._fingerprint}); give it the same, or begin a new run"
             )
-        watch(Progress(step=step + 1, loss=value, learning_rate=rate))
-    return ema.weights
+        state.require_fit(path, found, self._trainer.tensors())
+        self._trainer.restore(found)
+        self._before = found.document["seconds"]
+
+    @contextmanager
+    def watching(self) -> Iterator[Watch | None]:
+        """A bar and the files of metrics, in the first process."""
+        if not self._world.first:
+            yield None
+            return
+        settings = self._config.train
+        with Watch(
+            self._out,
+            done=self._trainer.done,
+            total=settings.steps,
+            batch_size=settings.batch_size,
+        ) as self._watch:
+            yield self._watch
+
+    def read(self, steps: Sequence[Step]) -> bool:
+        """Wait for some steps, keep and show them; whether any process was asked to stop."""
+        reports = torch.stack([step.report for step in steps]).tolist()
+        lines = []
+        for step, (loss, norm, _) in zip(steps, reports, strict=True):
+            # With fp16 a gradient may overflow: the scaler leaves out the step, and scales less.
+            fp16 = self._config.train.precision == "fp16"
+            if not math.isfinite(loss) or not (fp16 or math.isfinite(norm)):
+                raise self._diverged(step.number, loss, norm)
+            lines.append(
+                {
+                    "step": step.number,
+                    "loss": loss,
+                    "learning_rate": step.learning_rate,
+                    "gradient_norm": norm if math.isfinite(norm) else None,
+                }
+            )
+        if self._watch:
+            self._watch.steps(lines)
+        return any(asked > 0.0 for _, _, asked in reports)
+
+    def save(self) -> None:
+        """Write the state, from the first process; the others wait."""
+        if self._world.first:
+            now = self._trainer.state()
+            document = {
+                **now.document,
+                "config": self._config.model_dump(mode="json"),
+                "data_fingerprint": self._fingerprint,
+                "seconds": self.seconds,
+            }
+            state.save(self._states, replace(now, document=document), self._config.train.keep)
+        self._world.wait()
+
+    def _diverged(self, step: int, loss: float, norm: float) -> TrainingDivergedError:
+        files = self._trainer.files(step)
+        good = state.latest(self._states)
+        settings = self._config.train
+        if self._world.first:
+            record = {"step": step, "loss": repr(loss), "gradient_norm": repr(norm), "files": files}
+            (self._out / "diverged.json").write_text(json.dumps(record, indent=2) + "\n")
+        more = f" and {len(files) - _SHOWN} more" if len(files) > _SHOWN else ""
+        return TrainingDivergedError(
+            f"the loss is {loss} and its gradient's norm {norm} at step {step}, for "
+            f"{', '.join(files[:_SHOWN])}{more} (all in {self._out / 'diverged.json'}); "
+            f"the last good state is {good or 'the beginning'}; look at these images, or begin "
+            f"again with a lower train.learning_rate (now {settings.learning_rate}) or "
+            f"train.clip_norm (now {settings.clip_norm})"
+        )
+
+
+@contextmanager
+def _asked_to_stop() -> Iterator[list[signal.Signals]]:
+    """Signals that asked to stop, as they come; the second SIGINT interrupts at once."""
+    asked: list[signal.Signals] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        asked.append(signal.Signals(number))
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

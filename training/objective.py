@@ -71,10 +71,12 @@ def score_matching(scale: Callable[[Tensor], Tensor]) -> Callable[[Process, Tens
     return lambda process, t: 0.5 * scale(t) / process.sigma(t).square()
 
 
-def stratified(count: int, generator: torch.Generator) -> Tensor:
-    """One uniform number in each of ``count`` equal parts of [0, 1), float64, shifted together."""
-    shift = torch.rand((), generator=generator, dtype=torch.float64)
-    return (torch.arange(count, dtype=torch.float64) / count + shift) % 1.0
+def stratified(places: Tensor, batch_size: int, shift: float) -> Tensor:
+    """One number in each of ``batch_size`` equal parts of [0, 1), all shifted together.
+
+    places: int64 ``(rows,)``, which parts; float64 ``(rows,)``. shift: uniform in [0, 1).
+    """
+    return (places.double() / batch_size + shift) % 1.0
 
 
 def uniform_times(process: Process, quantile: Tensor) -> Tensor:
@@ -124,6 +126,15 @@ class LossHistory:
         bins = len(probabilities)
         return (index + within.clamp(0.0, 1.0)) / bins, 1.0 / (bins * probabilities[index])
 
+    @property
+    def losses(self) -> Tensor:
+        """What is remembered, float64 ``(bins, remembered)``, the latest last; NaN: nothing yet."""
+        return self._losses
+
+    def restore(self, losses: Tensor) -> None:
+        """Remember these instead."""
+        self._losses.copy_(losses)
+
     def record(self, quantile: Tensor, loss: Tensor) -> None:
         """Remember losses ``(rows,)`` (not reweighted) at the quantiles that were drawn."""
         bins = len(self._losses)
@@ -131,10 +142,12 @@ class LossHistory:
             self._losses[index] = torch.cat((self._losses[index, 1:], value.double()[None]))
 
 
-def drop_labels(labels: Tensor, probability: float, generator: torch.Generator) -> Tensor:
-    """Labels with some replaced by "no class", so that one network learns both (for guidance)."""
-    dropped = torch.rand(len(labels), generator=generator) < probability
-    return torch.where(dropped, UNCONDITIONAL, labels)
+def drop_labels(labels: Tensor, probability: float, u: Tensor) -> Tensor:
+    """Labels with some replaced by "no class", so that one network learns both (for guidance).
+
+    u: uniform in [0, 1), one a label.
+    """
+    return torch.where(u < probability, UNCONDITIONAL, labels)
 
 
 def eps_loss(
@@ -142,15 +155,14 @@ def eps_loss(
     x0: Tensor,
     labels: Tensor,
     log_snr: Tensor,
-    generator: torch.Generator,
+    eps: Tensor,
     prediction: str = "eps",
 ) -> Tensor:
-    """‖ε − ε̂‖² a dimension, one value a row; x0 ``(rows, C, H, W)`` float32, log_snr ``(rows,)``.
+    """‖ε − ε̂‖² a dimension, one value a row; x0 and eps ``(rows, C, H, W)``, log_snr ``(rows,)``.
 
     The error is measured on what the network predicts: ε − ε̂ is (x̂0 − x_0) · cos φ/sin φ, or
     (v − v̂) cos φ.
     """
-    eps = torch.randn(x0.shape, generator=generator)
     cos, sin = angle(log_snr)
     a, b = rows(cos.float(), x0), rows(sin.float(), x0)
     target, factor = {

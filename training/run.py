@@ -5,66 +5,110 @@ from __future__ import annotations
 import dataclasses
 import json
 import platform
-import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    SpinnerColumn,
-    TextColumn,
-    TimeRemainingColumn,
-)
+from torch import Tensor
 
 from model import checkpoint as checkpoints
 from model.checkpoint import Checkpoint, Description
 from model.pf_ode import Adaptive
-from model.process import Process
 from model.query import UNCONDITIONAL
-from model.unet import UNetConfig
-from training import data, evaluation, loop, report
+from training import build, data, evaluation, folder, loop, parallel, report
 from training.config import Config
 from training.data import Dataset
+from training.parallel import World
+from training.preview import Preview
+from training.trainer import Trainer
 
-_LOSS_WINDOW = 200
+_SHOWN = 8
 
 
-def run(config: Config, *, name: str, out: Path, command: str) -> Checkpoint:
+@dataclass(frozen=True, kw_only=True)
+class Fitted:
+    """A trained network, not yet saved as a model."""
+
+    description: Description
+    ema: Mapping[float, Mapping[str, Tensor]]
+    dataset: Dataset
+    seconds: float
+    machine: str
+
+
+def run(
+    config: Config, *, name: str, out: Path, command: str, resume: bool = False
+) -> Checkpoint | None:
     """Train by the configuration and fill ``out`` with name.safetensors, name.png and name.md.
 
-    Raises `ConfigError` before any work for a configuration that cannot be used, and
-    `TrainingDivergedError` when the loss is no longer finite.
+    resume: go on from the last state in ``out``, or begin where there is none. Under torchrun every
+    process calls this; only the first writes, and returns the checkpoint.
+
+    Raises what `fit` does.
     """
-    console = Console()
-    if config.train.threads is not None:
-        torch.set_num_threads(config.train.threads)
-    dataset = data.read(config.data)
-    process = loop.make_process(config)
-    architecture = loop.make_architecture(config.model, dataset)
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "config.json").write_text(config.model_dump_json(indent=2) + "\n")
-
-    started = time.monotonic()
-    weights, loss = _train_with_bar(config, dataset, process, architecture, out, console)
-    seconds = time.monotonic() - started
-    description = Description(
-        architecture=architecture,
-        process=process,
-        data=dataset.spec,
-        prediction=config.model.prediction,
-        training=_summary(config, dataset, loss),
-    )
+    fitted = fit(config, out, resume=resume)
+    if fitted is None:
+        return None
     path = out / f"{name}.safetensors"
-    checkpoints.save(path, description, weights)
-    console.print(f"wrote {path} after {seconds:.0f} s; evaluating")
+    published, *others = fitted.ema.items()
+    checkpoints.save(path, fitted.description, published[1])
+    for decay, weights in others:
+        (out / "ema").mkdir(exist_ok=True)
+        checkpoints.save(out / "ema" / f"{name}-{decay}.safetensors", fitted.description, weights)
+    console = Console()
+    console.print(f"wrote {path} after {fitted.seconds:.0f} s; evaluating", highlight=False)
+    return _evaluate(config, fitted, name, out, command)
 
-    checkpoint = checkpoints.load(path)
+
+def fit(config: Config, out: Path, *, resume: bool = False) -> Fitted | None:
+    """Train by the configuration; None in all processes but the first.
+
+    Raises `ConfigError`, `DataError` and `RunError` before any work for what cannot be used, and
+    what `training.loop.train` raises.
+    """
+    dataset = data.read(config.data)
+    process = build.make_process(config)
+    architecture = build.make_architecture(config.model, dataset.spec)
+    with ExitStack() as stack:
+        world = stack.enter_context(parallel.world(config.train.device))
+        stack.enter_context(_settled(world, config.train.threads))
+        if world.first:
+            stack.enter_context(folder.opened(out, config, resume=resume))
+            _introduce(dataset, world)
+        world.wait()
+        trainer = Trainer(config, dataset, process, architecture, world)
+        prediction = config.model.prediction
+        show = Preview(architecture, process, dataset.spec, prediction, world.device)
+        trained = loop.train(config, trainer, world, out, dataset.fingerprint, show)
+        machine = _machine(world)
+    if not world.first:
+        return None
+    return Fitted(
+        description=Description(
+            architecture=architecture,
+            process=process,
+            data=dataset.spec,
+            prediction=prediction,
+            training=_summary(config, dataset, trained.loss),
+        ),
+        ema=trainer.ema.weights,
+        dataset=dataset,
+        seconds=trained.seconds,
+        machine=machine,
+    )
+
+
+def _evaluate(config: Config, fitted: Fitted, name: str, out: Path, command: str) -> Checkpoint:
+    """Card, grid and metrics of the checkpoint that was just written."""
+    dataset = fitted.dataset
+    checkpoint = checkpoints.load(out / f"{name}.safetensors")
     conditional = None
-    if architecture.classes:
+    if dataset.spec.classes and config.model.class_conditional:
         conditional = _held_out_bits(checkpoint, dataset, config, conditional=True)
     unconditional = _held_out_bits(checkpoint, dataset, config, conditional=False)
     accuracy = _sample_grid(checkpoint, dataset, config, out / f"{name}.png")
@@ -73,57 +117,64 @@ def run(config: Config, *, name: str, out: Path, command: str) -> Checkpoint:
         command=command,
         checkpoint=checkpoint,
         config=config,
-        seconds=seconds,
-        machine=_machine(),
+        seconds=fitted.seconds,
+        machine=fitted.machine,
         unconditional=unconditional,
         conditional=conditional,
         accuracy=accuracy,
     )
     (out / f"{name}.md").write_text(text)
     metrics = {
-        "seconds": seconds,
+        "seconds": fitted.seconds,
         "bits_per_dim": dataclasses.asdict(unconditional),
         "bits_per_dim_given_class": conditional and dataclasses.asdict(conditional),
         "class_accuracy": accuracy,
     }
     (out / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
-    console.print(text, markup=False)
+    Console().print(text, markup=False)
     return checkpoint
 
 
-def _train_with_bar(
-    config: Config,
-    dataset: Dataset,
-    process: Process,
-    architecture: UNetConfig,
-    out: Path,
-    console: Console,
-) -> tuple[dict[str, torch.Tensor], float]:
-    """The weights and the mean loss of the last steps."""
-    columns = (
-        SpinnerColumn(),
-        TextColumn("step"),
-        MofNCompleteColumn(),
-        BarColumn(),
-        TextColumn("loss {task.fields[loss]:.4f}"),
-        TextColumn("{task.fields[speed]:.0f} images/s"),
-        TimeRemainingColumn(),
+@contextmanager
+def _settled(world: World, threads: int | None) -> Iterator[None]:
+    """torch's switches of this process: the same sums every time on a CPU, fast ones on a GPU."""
+    deterministic: Any = torch.utils.deterministic
+    before = (
+        torch.get_num_threads(),
+        torch.are_deterministic_algorithms_enabled(),
+        deterministic.fill_uninitialized_memory,
     )
-    losses: list[float] = []
-    started = time.monotonic()
-    with Progress(*columns, console=console) as bar, (out / "metrics.jsonl").open("w") as log:
-        task = bar.add_task("train", total=config.train.steps, loss=float("nan"), speed=0.0)
+    torch.set_num_threads(threads or before[0])
+    if world.device.type == "cpu":
+        torch.use_deterministic_algorithms(True)
+        deterministic.fill_uninitialized_memory = False  # for finding bugs, not free
+    else:
+        torch.backends.cudnn.benchmark = True  # every step has the same shapes
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before[0])
+        torch.use_deterministic_algorithms(before[1])
+        deterministic.fill_uninitialized_memory = before[2]
 
-        def watch(progress: loop.Progress) -> None:
-            losses.append(progress.loss)
-            recent = losses[-_LOSS_WINDOW:]
-            speed = progress.step * config.train.batch_size / (time.monotonic() - started)
-            bar.update(task, completed=progress.step, loss=sum(recent) / len(recent), speed=speed)
-            log.write(json.dumps(dataclasses.asdict(progress)) + "\n")
 
-        weights = loop.train(config, dataset, process, architecture, watch)
-    recent = losses[-_LOSS_WINDOW:]
-    return weights, sum(recent) / len(recent)
+def _introduce(dataset: Dataset, world: World) -> None:
+    """Say what is about to be trained, and which images are not."""
+    console = Console(stderr=True)
+    channels, height, width = dataset.spec.shape
+    console.print(
+        f"{dataset.name}: {len(dataset.train)} images of {height}×{width}×{channels} to train on, "
+        f"{len(dataset.held_out)} held out, {dataset.spec.classes or 'no'} classes; "
+        f"{world.size} process{'es' if world.size > 1 else ''} on {world.device.type}",
+        highlight=False,
+    )
+    if dataset.skipped:
+        total = len(dataset.skipped) + len(dataset.train) + len(dataset.held_out)
+        console.print(f"skipped {len(dataset.skipped)} of {total} files:", highlight=False)
+        for file, reason in islice(dataset.skipped.items(), _SHOWN):
+            console.print(f"  {file}: {reason}", highlight=False, markup=False)
+        if len(dataset.skipped) > _SHOWN:
+            console.print(f"  and {len(dataset.skipped) - _SHOWN} more", highlight=False)
 
 
 def _summary(config: Config, dataset: Dataset, loss: float) -> dict[str, Any]:
@@ -170,6 +221,12 @@ def _sample_grid(
     return evaluation.class_accuracy(dataset.spec.to_levels(x), labels, dataset.train)
 
 
-def _machine() -> str:
-    kind = platform.processor() or platform.machine()
-    return f"{torch.get_num_threads()} CPU threads ({kind}, torch {torch.__version__})"
+def _machine(world: World) -> str:
+    if world.device.type == "cuda":
+        kind = f"{world.size} × {torch.cuda.get_device_name(world.device)}"
+    else:
+        threads = torch.get_num_threads()
+        each = f"{world.size} processes of " if world.size > 1 else ""
+        name = platform.processor() or platform.machine()
+        kind = f"{each}{threads} CPU thread{'s' if threads > 1 else ''} ({name})"
+    return f"{kind}, torch {torch.__version__}"

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 import training
-from training import loop
+from training import build
 from training.config import Config, ConfigError
 from training.data import digits
 
@@ -18,8 +18,9 @@ def write(tmp_path: Path, text: str) -> Path:
 
 def test_the_shipped_configuration_is_readable_and_fits_its_data() -> None:
     config = Config.read(SHIPPED)
-    assert loop.make_process(config).t_min == 1e-3
-    assert loop.make_architecture(config.model, digits(config.data.held_out)).classes == 10
+    assert build.make_process(config).t_min == 1e-3
+    spec = digits(config.data.held_out).spec
+    assert build.make_architecture(config.model, spec).classes == 10
 
 
 @pytest.mark.parametrize(
@@ -82,31 +83,3 @@ def test_a_change_that_cannot_be_made_is_refused(tmp_path: Path, change: str, me
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"cannot read .*absent\.toml"):
         Config.read(tmp_path / "absent.toml")
-
-
-@pytest.mark.parametrize(
-    ("process", "message"),
-    [
-        ({"name": "vp_linaer"}, "none of"),
-        ({"name": "vp_linear", "beta": 3.0}, "unexpected keyword"),
-        ({"name": "vp_linear", "t_min": 2.0}, "t_min < t_max"),
-    ],
-)
-def test_an_impossible_process_is_refused(process: dict[str, object], message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        loop.make_process(Config.model_validate({"process": process}))
-
-
-@pytest.mark.parametrize(
-    ("section", "message"),
-    [
-        ({"channels": [50, 64]}, "multiple of groups"),
-        ({"channels": [16, 16, 16, 16, 16]}, "multiples of 16"),
-    ],
-)
-def test_an_architecture_that_does_not_fit_the_data_is_refused(
-    section: dict[str, object], message: str
-) -> None:
-    config = Config.model_validate({"model": section})
-    with pytest.raises(ConfigError, match=message):
-        loop.make_architecture(config.model, digits(0.15))

@@ -23,6 +23,10 @@ def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
+def parts(rows: int, shift: float = 0.37) -> Tensor:
+    return stratified(torch.arange(rows), rows, shift)
+
+
 class Best(nn.Module):
     """The best prediction of ε for x_0 = 0 exactly: ε = u / sin φ."""
 
@@ -36,9 +40,10 @@ class Nothing(nn.Module):
 
 
 def loss(network: nn.Module, rows: int) -> Tensor:
-    log_snr = PROCESS.log_snr(TIME_SAMPLING["log_snr"](PROCESS, stratified(rows, generator())))
+    log_snr = PROCESS.log_snr(TIME_SAMPLING["log_snr"](PROCESS, parts(rows)))
     zeros = torch.zeros(rows, 1, 2, 2)
-    return eps_loss(network, zeros, torch.zeros(rows).long(), log_snr, generator())
+    eps = torch.randn(zeros.shape, generator=generator())
+    return eps_loss(network, zeros, torch.zeros(rows).long(), log_snr, eps)
 
 
 def test_loss_is_zero_for_the_truth_and_one_for_nothing() -> None:
@@ -48,19 +53,19 @@ def test_loss_is_zero_for_the_truth_and_one_for_nothing() -> None:
 
 
 def test_stratified_numbers_fall_one_in_each_part() -> None:
-    numbers = stratified(16, generator())
+    numbers = parts(16)
     assert sorted((numbers * 16).long().tolist()) == list(range(16))
 
 
 @pytest.mark.parametrize("name", sorted(TIME_SAMPLING))
 def test_sampled_times_lie_within_the_process_s(name: str) -> None:
-    found = TIME_SAMPLING[name](PROCESS, stratified(1000, generator()))
+    found = TIME_SAMPLING[name](PROCESS, parts(1000))
     assert float(found.min()) >= PROCESS.t_min
     assert float(found.max()) <= PROCESS.t_max
 
 
 def test_log_snr_sampling_is_uniform_in_log_snr() -> None:
-    times = TIME_SAMPLING["log_snr"](PROCESS, stratified(1000, generator()))
+    times = TIME_SAMPLING["log_snr"](PROCESS, parts(1000))
     found = PROCESS.log_snr(times).sort().values
     assert torch.allclose(found.diff(), found.diff().mean().expand(999), rtol=1e-6)
 
@@ -119,9 +124,8 @@ def test_the_loss_is_that_of_eps_whatever_the_network_predicts(prediction: str, 
     rows = 32
     x0 = torch.full((rows, 1, 2, 2), 0.7)
     log_snr = torch.linspace(-4, 4, rows, dtype=torch.float64)
-    found = eps_loss(
-        Truth(prediction, off), x0, torch.zeros(rows).long(), log_snr, generator(), prediction
-    )
+    eps = torch.randn(x0.shape, generator=generator())
+    found = eps_loss(Truth(prediction, off), x0, torch.zeros(rows).long(), log_snr, eps, prediction)
     assert torch.allclose(found, torch.full((rows,), off**2), rtol=2e-3, atol=1e-6)
 
 
@@ -144,5 +148,6 @@ def test_loss_history_draws_where_the_loss_is_and_keeps_the_expectation() -> Non
 
 def test_labels_are_dropped_at_the_rate_asked_for() -> None:
     n, p = 50_000, 0.1
-    share = float((drop_labels(torch.ones(n).long(), p, generator()) == -1).double().mean())
+    u = torch.rand(n, generator=generator())
+    share = float((drop_labels(torch.ones(n).long(), p, u) == -1).double().mean())
     assert abs(share - p) < 4 * math.sqrt(p * (1 - p) / n)

@@ -6,43 +6,22 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from model import checkpoint as checkpoints
-from training import loop
-from training.config import Config
-from training.data import Dataset, digits
-from training.run import run
+from tests.training import runs
+from training import build
+from training.config import Config, ConfigError
+from training.data import digits
+from training.folder import RunError
+from training.parallel import World
+from training.run import fit, run
+from training.trainer import Trainer
 
-TINY = Config.model_validate(
-    {
-        "data": {"held_out": 0.02},
-        "model": {"channels": [16, 16], "blocks": 1},
-        "train": {"steps": 12, "batch_size": 16, "warmup_steps": 2},
-        "process": {"name": "vp_linear", "t_min": 1e-3},
-        "objective": {"time_sampling": "log_snr"},
-        # Twelve steps leave a rough field: one that an accurate solver would take minutes for.
-        "evaluate": {"tolerance": 0.1, "probes": 1, "max_calls": 40, "sample_steps": 10},
-    }
-)
-
-
-def weights(config: Config, dataset: Dataset) -> tuple[dict[str, torch.Tensor], list[float]]:
-    losses: list[float] = []
-    trained = loop.train(
-        config,
-        dataset,
-        loop.make_process(config),
-        loop.make_architecture(config.model, dataset),
-        lambda progress: losses.append(progress.loss),
-    )
-    return trained, losses
-
-
-def with_train(**changes: object) -> Config:
-    return Config.model_validate(TINY.model_dump() | {"train": TINY.train.model_dump() | changes})
+TINY = runs.config()
 
 
 def test_a_run_leaves_a_checkpoint_a_card_and_a_grid(tmp_path: Path) -> None:
     trained = run(TINY, name="tiny", out=tmp_path, command="fokker train tiny.toml --out here")
     loaded = checkpoints.load(tmp_path / "tiny.safetensors")
+    assert trained is not None
     assert loaded.digest == trained.digest
     assert loaded.description.training["steps"] == 12
     assert loaded.description.data.levels == 17
@@ -55,23 +34,88 @@ def test_a_run_leaves_a_checkpoint_a_card_and_a_grid(tmp_path: Path) -> None:
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 12
 
 
-def test_the_same_seed_gives_the_same_weights_to_the_bit() -> None:
-    dataset = digits(0.02)
-    first, second = weights(TINY, dataset)[0], weights(TINY, dataset)[0]
+def test_the_same_seed_gives_the_same_weights_to_the_bit(tmp_path: Path) -> None:
+    for name, seed in (("first", 0), ("second", 0), ("other", 1)):
+        fit(runs.config(train={"seed": seed}), tmp_path / name)
+    first, second, other = (runs.weights(tmp_path / name) for name in ("first", "second", "other"))
     assert all(torch.equal(first[name], second[name]) for name in first)
-    other = weights(with_train(seed=1), dataset)[0]
     assert not all(torch.equal(first[name], other[name]) for name in first)
 
 
-def test_training_lowers_the_loss() -> None:
-    losses = weights(with_train(steps=120), digits(0.02))[1]
+def test_training_lowers_the_loss(tmp_path: Path) -> None:
+    fit(runs.config(train={"steps": 120}), tmp_path)
+    losses = runs.losses(tmp_path)
     assert sum(losses[-20:]) < 0.8 * sum(losses[:20])
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_with_its_step() -> None:
-    wild = with_train(learning_rate=1e30, warmup_steps=0, steps=40)
-    with pytest.raises(loop.TrainingDivergedError, match=r"at step \d+"):
-        weights(wild, digits(0.02))
+def test_every_decay_s_average_is_kept_and_the_first_is_the_model(tmp_path: Path) -> None:
+    config = runs.config(ema={"decay": [0.5, 0.9]})
+    run(config, name="tiny", out=tmp_path, command="same")
+    model = load_file(tmp_path / "tiny.safetensors")
+    other = load_file(tmp_path / "ema" / "tiny-0.9.safetensors")
+    state = runs.weights(tmp_path)
+    for name, tensor in model.items():
+        assert torch.equal(tensor, state[f"ema.0.5.{name}"])
+        assert torch.equal(other[name], state[f"ema.0.9.{name}"])
+    assert not torch.equal(model["stem.weight"], other["stem.weight"])
+    described = checkpoints.load(tmp_path / "tiny.safetensors").description
+    assert Config.model_validate(described.training["config"]) == config
+
+
+def test_grids_of_samples_are_drawn_meanwhile(tmp_path: Path) -> None:
+    fit(runs.config(train={"sample_every": 6}), tmp_path)
+    names = sorted(path.name for path in (tmp_path / "samples").iterdir())
+    assert names == ["step-00000006.png", "step-00000012.png"]
+    with Image.open(tmp_path / "samples" / names[0]) as grid:
+        assert grid.size == (10 * 9 - 1, 4 * 9 - 1)
+
+
+def test_a_grid_changes_nothing_of_the_run(tmp_path: Path) -> None:
+    fit(runs.config(train={"sample_every": 3}), tmp_path / "drawn")
+    fit(runs.config(), tmp_path / "not")
+    drawn, plain = runs.weights(tmp_path / "drawn"), runs.weights(tmp_path / "not")
+    assert all(torch.equal(drawn[name], plain[name]) for name in plain)
+
+
+def test_channels_last_changes_nothing_but_rounding(tmp_path: Path) -> None:
+    for name, layout in (("last", True), ("first", False)):
+        fit(runs.config(train={"channels_last": layout}), tmp_path / name)
+    last, first = runs.losses(tmp_path / "last"), runs.losses(tmp_path / "first")
+    assert last == pytest.approx(first, rel=1e-3)
+
+
+def test_a_batch_that_does_not_split_is_refused() -> None:
+    config = runs.config(train={"batch_size": 15, "accumulate": 5})
+    dataset = digits(0.02)
+    architecture = build.make_architecture(config.model, dataset.spec)
+    two = World(rank=0, size=2, device=torch.device("cpu"))
+    with pytest.raises(ConfigError, match=r"batch_size = 15 is no multiple of 10: 2 processes"):
+        Trainer(config, dataset, build.make_process(config), architecture, two)
+
+
+def test_a_gpu_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is a CUDA device")
+    with pytest.raises(ConfigError, match=r"train\.device = 'cuda' needs a CUDA device"):
+        fit(runs.config(train={"device": "cuda"}), tmp_path)
+
+
+def test_a_run_in_the_way_is_left_as_it_is(tmp_path: Path) -> None:
+    fit(runs.config(), tmp_path)
+    before = runs.weights(tmp_path)
+    with pytest.raises(RunError, match="continue it with --resume"):
+        fit(runs.config(train={"seed": 1}), tmp_path)
+    after = runs.weights(tmp_path)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_a_run_may_be_made_longer(tmp_path: Path) -> None:
+    constant = {"schedule": "constant"}
+    fit(runs.config(train=constant), tmp_path / "longer")
+    fit(runs.config(train=constant | {"steps": 20}), tmp_path / "longer", resume=True)
+    fit(runs.config(train=constant | {"steps": 20}), tmp_path / "whole")
+    longer, whole = runs.weights(tmp_path / "longer"), runs.weights(tmp_path / "whole")
+    assert all(torch.equal(longer[name], whole[name]) for name in whole)
 
 
 def test_a_checkpoint_file_holds_nothing_that_differs_between_equal_runs(tmp_path: Path) -> None:
