@@ -88,6 +88,12 @@ class Settings(BaseSettings):
     preview_bytes: int = Field(
         default=8 * 2**20, ge=1, description="Bytes of previews kept of one job."
     )
+    preview_rate: float = Field(
+        default=16.0,
+        gt=0,
+        description="Previews a second that the jobs of a worker share, after the first 16 of "
+        "each; those between are left out.",
+    )
     max_queued: int = Field(
         default=10_000, ge=1, description="Jobs that may wait; more are answered 503."
     )

@@ -13,7 +13,7 @@ import weakref
 from collections import Counter
 from collections.abc import Callable
 
-from service.jobs.lease import Claim, LeaseLost
+from service.jobs.lease import Claim, JobDeleted, LeaseLost
 from service.jobs.store import StoreError
 from worker.threads import use_one_core
 
@@ -33,6 +33,8 @@ class Courier:
         self._lock = threading.Lock()
         self._lost: weakref.WeakSet[Claim] = weakref.WeakSet()
         self._stopping = threading.Event()
+        self.on_lost: Callable[[Claim, str], None] = lambda claim, reason: None
+        """Called when a claim turns out to be "lost" or "deleted", so that its work may end."""
         self._thread = threading.Thread(target=self._run, name="courier", daemon=True)
 
     def start(self) -> None:
@@ -73,8 +75,15 @@ class Courier:
             try:
                 return delivery()
             except LeaseLost as lost:
-                log.warning("%s", lost, extra={"job_id": claim.job.id})
+                deleted = isinstance(lost, JobDeleted)
+                log.log(
+                    logging.INFO if deleted else logging.WARNING,
+                    "%s",
+                    lost,
+                    extra={"job_id": claim.job.id},
+                )
                 self._lost.add(claim)
+                self.on_lost(claim, "deleted" if deleted else "lost")
                 return None
             except StoreError as error:
                 log.warning("%s; trying again", error)

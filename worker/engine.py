@@ -28,7 +28,7 @@ from service.jobs.parameters import PRIORITIES, Priority
 from worker.courier import Courier
 from worker.knee import PROBES, Curve
 from worker.metrics import Metrics
-from worker.operations import NotFiniteError, Outcome, start
+from worker.operations import NotFiniteError, Outcome, legs, start
 from worker.reports import Report, Reports
 from worker.runner import Lane, Ride, Runner, Seen, is_out_of_memory
 from worker.scheduler import Scheduler
@@ -69,8 +69,8 @@ class Arrival:
 class ActiveJob:
     """A job on its way: the course that it asked for last, and the rides that take it there.
 
-    stop: why it must leave at the next tick, and since when; None while it may stay. calls: network
-    calls of the courses before.
+    stop: why it must leave at the next tick, and since when; None while it may stay. legs: see
+    `operations.legs`; past: courses that it has had, and calls: the network calls of those.
     """
 
     arrival: Arrival
@@ -80,6 +80,8 @@ class ActiveJob:
     reports: Reports
     rides: list[Ride] = field(default_factory=list)
     results: list[Any] = field(default_factory=list)
+    legs: int
+    past: int = 0
     calls: int = 0
     stop: tuple[str, float] | None = None
     told_preview: bool = False
@@ -93,8 +95,14 @@ class ActiveJob:
 
     @property
     def progress(self) -> float:
-        """How far its rides are on average, 0 … 1."""
-        return sum(ride.part.progress for ride in self.rides) / len(self.rides)
+        """How far it is, 0 … 1: its legs take alike, and its rides are averaged."""
+        now = sum(ride.part.progress for ride in self.rides) / len(self.rides)
+        return (min(self.past, self.legs - 1) + now) / self.legs
+
+    @property
+    def calls_made(self) -> int:
+        """Network calls so far, one after another; those of its rides are beside each other."""
+        return self.calls + max(ride.part.calls for ride in self.rides)
 
     @property
     def age(self) -> float:
@@ -114,12 +122,14 @@ class Engine:
         metrics: Metrics | None = None,
         *,
         most_jobs: int | None = None,
+        preview_rate: float = math.inf,
     ) -> None:
-        """most_jobs: in flight at once; any number if left out."""
+        """most_jobs: in flight at once; any number if left out. preview_rate: a second, of all."""
         self._shelf = shelf
         self._courier = courier
         self._metrics = metrics or Metrics()
         self._most_jobs = most_jobs
+        self._preview_rate = preview_rate
         self._scheduler: Scheduler[Ride] = Scheduler(self._cost, self._capacity)
         self._runners: dict[str, Runner] = {}
         self._served: dict[str, ServedModel] = {}
@@ -200,7 +210,7 @@ class Engine:
             return self._claims()
 
     def stop_job(self, claim: Claim, reason: str) -> None:
-        """Make a job leave at the next tick: "requested", "deadline" or "lost"."""
+        """Make a job leave at the next tick: "requested", "deadline", "lost", "deleted"."""
         with self._changed:
             for job in (*self._prepared, *self._active):
                 if job.claim is claim:
@@ -247,7 +257,8 @@ class Engine:
                 served=served,
                 operation=operation,
                 course=next(operation),
-                reports=Reports(served.checkpoint.description.data, parameters),
+                reports=Reports(served.checkpoint.description.data, parameters, self._preview_rate),
+                legs=legs(parameters),
                 labels=(job.operation, served.name),
                 due=arrival.due,
             )
@@ -272,8 +283,8 @@ class Engine:
         self.on_leave()
 
     def _stopped(self, claim: Claim, reason: str) -> None:
-        """Tell of a job that was stopped; of one that is another worker's now there is no word."""
-        if reason != "lost":
+        """Tell of a job that was stopped; of one that is not this worker's there is no word."""
+        if reason not in ("lost", "deleted"):
             self._courier.send(claim, partial(claim.cancel, reason))
             self._metrics.jobs[claim.job.operation, "canceled"].inc()
 
@@ -426,13 +437,13 @@ class Engine:
     def _report(self, job: ActiveJob, seen: Seen, now: float) -> None:
         part = seen.ride.part
         calls = job.calls + part.calls
-        if job.reports.wants_preview(calls):
-            self._tell(job, job.reports.preview(calls, part.progress, seen.images, *seen.own))
+        if job.reports.wants_preview(calls, seen.ride, now, len(self._job_of)):
+            self._tell(job, job.reports.preview(calls, job.progress, seen.images, *seen.own))
             if not job.told_preview:
                 job.told_preview = True
                 self._metrics.first_preview[job.labels].observe(job.age)
         if job.reports.wants_step(now, len(self._active)):
-            self._tell(job, job.reports.step(calls, job.progress))
+            self._tell(job, job.reports.step(job.calls_made, job.progress))
 
     def _arrive(self, job: ActiveJob, ride: Ride) -> None:
         """Keep a ride's result; with the last one the operation goes on, or is done."""
@@ -440,7 +451,7 @@ class Engine:
         self._alight(ride)
         if any(other in self._job_of for other in job.rides):
             return
-        job.calls += max(other.part.calls for other in job.rides)
+        job.calls, job.past = job.calls_made, job.past + 1
         try:
             job.course = job.operation.send(job.course.join(job.results))
         except StopIteration as end:
@@ -478,7 +489,8 @@ class Engine:
 
     def _succeed(self, job: ActiveJob, outcome: Outcome) -> None:
         seconds = time.monotonic() - job.arrival.since
-        self._courier.send(job.claim, _delivery(job.claim, outcome, seconds))
+        about_all = {"calls": job.calls, "seconds": round(seconds, 3)}
+        self._courier.send(job.claim, _delivery(job.claim, outcome, about_all))
         self._metrics.images[job.labels].inc(len(outcome.result["images"]))
         self._metrics.jobs[job.claim.job.operation, "succeeded"].inc()
         about = {"job_id": job.claim.job.id, "operation": job.claim.job.operation}
@@ -539,10 +551,10 @@ def _product_seconds(curve: Curve) -> float:
     return max(0.0, curve.gradient_seconds - forward) / PROBES
 
 
-def _delivery(claim: Claim, outcome: Outcome, seconds: float) -> Callable[[], None]:
+def _delivery(claim: Claim, outcome: Outcome, about_all: dict[str, Any]) -> Callable[[], None]:
     def deliver() -> None:
         for artifact in outcome.artifacts:
             claim.put_artifact(artifact.name, artifact.media_type, artifact.encode())
-        claim.succeed({**outcome.result, "seconds": round(seconds, 3)})
+        claim.succeed(outcome.result | about_all)
 
     return deliver

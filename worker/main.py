@@ -165,7 +165,8 @@ class Keeper:
                 self._pass_on_cancellations()
                 if count % rounds == 0:
                     self._renew()
-                    self._store.announce(self._shelf.cards, lease, self._shelf.rates)
+                    shelf = self._shelf
+                    self._store.announce(shelf.cards, lease, shelf.rates, shelf.failures)
                     self._store.look_at_memory()
                     self._store.reap()
             except StoreError as error:
@@ -184,7 +185,7 @@ class Keeper:
     def _renew(self) -> None:
         claims = list({*self._engine.claims(), *self._courier.claims()})
         for claim, held in zip(claims, self._store.renew(claims), strict=True):
-            if held == "lost":
+            if held != "held":
                 self._engine.stop_job(claim, held)
 
 
@@ -221,7 +222,10 @@ def run_worker(settings: Settings) -> int:
     worker_id = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
     store = RedisWorkerStore(settings, worker_id, hinter.hint)
     courier = Courier()
-    engine = Engine(shelf, courier, metrics, most_jobs=settings.engine_jobs)
+    engine = Engine(
+        shelf, courier, metrics, most_jobs=settings.engine_jobs, preview_rate=settings.preview_rate
+    )
+    courier.on_lost = engine.stop_job
     claimer = Claimer(store, engine, courier, shelf)
     keeper = Keeper(store, engine, courier, shelf)
 

@@ -43,6 +43,14 @@ class Outcome:
     artifacts: list[Artifact] = field(default_factory=list)
 
 
+def legs(job: p.Parameters) -> int:
+    """In how many courses, one after another, each of which knows only its own progress, it goes.
+
+    The single calls of a bound know that of the whole: it is one leg.
+    """
+    return 2 if isinstance(job, p.InvertParameters) else 1
+
+
 class NotFiniteError(ArithmeticError):
     """The model's answer is not a number; says for which images."""
 
@@ -124,7 +132,7 @@ def invert(served: ServedModel, job: p.InvertParameters, levels: Tensor) -> Oper
             "round_trip_rmse": _number(error[i].square().mean().sqrt()),
             "round_trip_max_error": _number(error[i].max()),
             "norm_ratio": _number(encoded.end[i].square().mean()),
-            "nfe": int(encoded.nfe[i]),
+            "nfe": int(encoded.nfe[i] + decoded.nfe[i]),
             "converged": bool(encoded.converged[i] & decoded.converged[i]),
         }
         for i in range(len(x))

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import base64
+import math
 from collections.abc import Callable
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from torch import Tensor
 
@@ -20,6 +22,9 @@ STEP_INTERVAL = 1.0
 STEPS_A_SECOND = 16
 """`step` events of all jobs of a worker, about."""
 
+PREVIEWS_AT_ONCE = 16
+"""Previews that a part of a job may tell before its rate counts: short jobs show all of theirs."""
+
 Report = tuple[str, Callable[[], dict[str, Any]]]
 """An event's type and a function that makes its data, away from the device's thread."""
 
@@ -27,20 +32,36 @@ Report = tuple[str, Callable[[], dict[str, Any]]]
 class Reports:
     """The events of one job."""
 
-    def __init__(self, spec: DataSpec, parameters: p.Parameters) -> None:
+    def __init__(
+        self, spec: DataSpec, parameters: p.Parameters, preview_rate: float = math.inf
+    ) -> None:
+        """preview_rate: previews a second that all jobs of the worker share."""
         self._spec = spec
+        self._rate = preview_rate
+        self._next_preview: WeakKeyDictionary[object, float] = WeakKeyDictionary()
         asked = None if isinstance(parameters, p.LoglikParameters) else parameters.stream
         self._stream = asked if spec.shape[0] in pictures.CHANNELS else None
         self._next_step = 0.0
 
-    def wants_preview(self, calls: int) -> bool:
-        """Whether images that have made so many network calls are to be shown."""
-        return self._stream is not None and calls % self._stream.every == 0
+    def wants_preview(self, calls: int, part: object, now: float, parts: int = 1) -> bool:
+        """Whether the images of a part that has made so many network calls are to be shown.
+
+        now: seconds on any clock. parts: of all jobs in flight, which share the rate evenly: what
+        one may not use up at the expense of another. Those left out are not made up for.
+        """
+        if self._stream is None or calls % self._stream.every:
+            return False
+        interval = parts / self._rate
+        due = max(self._next_preview.get(part, now), now)
+        if due > now + (PREVIEWS_AT_ONCE - 1) * interval:
+            return False
+        self._next_preview[part] = due + interval
+        return True
 
     def preview(
         self, calls: int, progress: float, images: Tensor, query: Query, answer: Answer
     ) -> Report:
-        """These images of the job, as they are or as x̂0."""
+        """These images of the job, as they are or as x̂0; progress: the job's."""
         assert self._stream is not None
         what = self._stream.what
         x = x0_from_eps(query.u, answer.eps, query.log_snr) if what == "x0" else query.u

@@ -93,7 +93,8 @@ class Shelf:
         self._curves = curves or Curves()
         self._metrics = metrics or Metrics()
         self._precision, self._compile = precision, compile
-        self._files: dict[Path, tuple[tuple[int, ...], Header | None]] = {}
+        # What is known of each file as it was then: its header, or why it cannot be served.
+        self._files: dict[Path, tuple[tuple[int, ...], Header | str]] = {}
 
         self._lock = threading.Lock()  # never held while a file is read or a model is measured
         self._offered: dict[str, Header] = {}
@@ -101,6 +102,7 @@ class Shelf:
         self._loaded: dict[str, ServedModel] = {}  # least recently used first
         self._wanted: dict[str, _Wanted] = {}  # in the order of the requests
         self._failed: dict[str, str] = {}
+        self._unloadable: dict[str, str] = {}  # the same, until it can be loaded
         self._pins: Counter[str] = Counter()
         self._loader: threading.Thread | None = None
 
@@ -116,6 +118,21 @@ class Shelf:
         """The cards of all models that the folder has."""
         with self._lock:
             return [header.card for header in self._offered.values()]
+
+    @property
+    def failures(self) -> dict[str, str]:
+        """Why models of the folder cannot be served, by name."""
+        files = {
+            path: known for path, (_, known) in self._files.items() if path.parent == self._folder
+        }
+        unread = {path.stem: known for path, known in files.items() if isinstance(known, str)}
+        with self._lock:
+            unloadable = {
+                header.name: self._unloadable[digest]
+                for digest, header in self._offered.items()
+                if digest in self._unloadable
+            }
+        return unread | unloadable
 
     @property
     def digests(self) -> frozenset[str]:
@@ -223,7 +240,7 @@ class Shelf:
 
     def _scan(self) -> dict[str, Header]:
         """The headers of the folder's usable files by digest; reads the files that changed."""
-        files: dict[Path, tuple[tuple[int, ...], Header | None]] = {}
+        files: dict[Path, tuple[tuple[int, ...], Header | str]] = {}
         found: dict[str, Header] = {}
         # Replaced ones last: while a version is being replaced, it is in both places.
         paths = sorted(self._folder.glob("*.safetensors"))
@@ -237,7 +254,7 @@ class Shelf:
             changed = before is None or before[0] != stamp
             files[path] = (stamp, _usable(path)) if before is None or changed else before
             header = files[path][1]
-            if header is None:
+            if isinstance(header, str):
                 continue
             first = found.setdefault(header.digest, header)
             if first is not header and changed and path.parent == self._folder:
@@ -325,8 +342,9 @@ class Shelf:
         with self._lock:
             wanted = self._wanted.pop(header.digest)
             if served is None:
-                self._failed[header.digest] = reason
+                self._failed[header.digest] = self._unloadable[header.digest] = reason
             else:
+                self._unloadable.pop(header.digest, None)
                 self._loaded[header.digest] = served
                 self._tell(header.name)
         for ready in wanted.ready:
@@ -380,12 +398,13 @@ def _load(header: Header) -> Checkpoint:
     return checkpoint
 
 
-def _usable(path: Path) -> Header | None:
+def _usable(path: Path) -> Header | str:
+    """The header of a file; why it cannot be served, which clients are told, if it has none."""
     try:
         return read_header(path)
     except CheckpointError as error:
         log.error("left out: %s", error)
-        return None
+        return str(error).replace(str(path), path.name)
 
 
 def _nothing() -> None:

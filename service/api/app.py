@@ -4,21 +4,27 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import Any
+from importlib.metadata import version
 
 from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
+from fastapi_offline import FastAPIOffline
 
 from service.api import health, jobs, models, operations, problems
 from service.api import metrics as scrape
 from service.api.auth import Gate, Signer, read_keys
+from service.api.cards import KEPT, read_cards
 from service.api.dependencies import Services, State
+from service.api.document import document
+from service.api.failures import Failures
 from service.api.figures import ApiMetrics, Count
+from service.api.heads import Heads
 from service.api.rates import Rates
 from service.api.request_ids import RequestIds
-from service.api.schemas import ProblemDocument, component_schemas
+from service.api.waker import Waker
 from service.api.webhooks import deliver_due
 from service.jobs.hints import Hinter, make_celery
+from service.jobs.recent import Recent
 from service.jobs.redis_store import RedisJobStore
 from service.jobs.store import JobStore, StoreError
 from service.settings import Settings
@@ -46,38 +52,51 @@ def create_app(
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         jobs = store or RedisJobStore(settings)
         hinter = Hinter(make_celery(url)) if url else None
+        waker = Waker(hint or (hinter.hint if hinter else _nobody))
         signer = Signer(lambda: _secret(settings, jobs), settings.signed_ttl)
         services = app.state.services = Services(
             settings=settings,
             store=jobs,
-            hint=hint or (hinter.hint if hinter else _nobody),
+            cards=Recent(lambda: read_cards(jobs), KEPT),
+            waker=waker,
             gate=Gate(keys, signer),
             signer=signer,
             rates=Rates(url, settings.requests_per_minute),
             metrics=metrics,
             state=State(),
         )
-        chores = asyncio.create_task(_do_chores(services))
+        tasks = [asyncio.create_task(_do_chores(services)), asyncio.create_task(waker.run())]
         try:
             yield
         finally:
-            chores.cancel()
+            for task in tasks:
+                task.cancel()
             if hinter is not None:
                 hinter.close()
             await services.rates.close()
             await jobs.close()
 
-    app = FastAPI(title="Fokker", description=DESCRIPTION, lifespan=lifespan)
+    # Swagger UI from a package, not from a CDN: the page works where nothing else can be reached.
+    app = FastAPIOffline(
+        title="Fokker",
+        description=DESCRIPTION,
+        version=version("fokker"),
+        lifespan=lifespan,
+        redoc_url=None,
+    )
+    # The last one is the outermost.
+    app.add_middleware(Heads)
+    app.add_middleware(Failures)
     if origins := [origin for origin in settings.cors_origins.split(",") if origin]:
         app.add_middleware(
             CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"]
         )
-    app.add_middleware(Count, metrics=metrics)
     app.add_middleware(RequestIds)
+    app.add_middleware(Count, metrics=metrics)
     problems.install(app)
     for part in (operations, jobs, models, health, scrape):
         app.include_router(part.router)
-    _document_request_bodies(app)
+    document(app, keyed=bool(keys))
     return app
 
 
@@ -109,17 +128,3 @@ async def _do_chores(services: Services) -> None:
                 )
             failing = True
         await asyncio.sleep(CHORES)
-
-
-def _document_request_bodies(app: FastAPI) -> None:
-    """Add the schemas that the routes only refer to, since they read their bodies by hand."""
-    generate = app.openapi
-
-    def openapi() -> dict[str, Any]:
-        document = generate()
-        schemas = document.setdefault("components", {}).setdefault("schemas", {})
-        schemas[ProblemDocument.__name__] = ProblemDocument.model_json_schema()
-        schemas.update(component_schemas())
-        return document
-
-    app.openapi = openapi  # type: ignore[method-assign]

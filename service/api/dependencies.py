@@ -1,16 +1,22 @@
-"""What the routes share, made once in the application's lifespan."""
+"""What the routes share, made once in the application's lifespan.
 
-from collections.abc import Callable
+All dependencies are coroutines, also those that wait for nothing: FastAPI runs any other function
+in a thread, which takes longer than they do.
+"""
+
 from dataclasses import dataclass
 from typing import Annotated, cast
 
 from fastapi import Depends, Request
 
 from service.api.auth import Gate, Signer
+from service.api.cards import Card
 from service.api.figures import ApiMetrics
 from service.api.problems import not_found
 from service.api.rates import Rates
+from service.api.waker import Waker
 from service.jobs.job import Job
+from service.jobs.recent import Recent
 from service.jobs.store import JobStore
 from service.settings import Settings
 
@@ -33,7 +39,8 @@ class Services:
 
     settings: Settings
     store: JobStore
-    hint: Callable[[str], None]  # says that a job waits
+    cards: Recent[dict[str, Card]]  # by name
+    waker: Waker
     gate: Gate
     signer: Signer
     rates: Rates
@@ -41,21 +48,21 @@ class Services:
     state: State
 
 
-def _services(request: Request) -> Services:
+async def _services(request: Request) -> Services:
     return cast(Services, request.app.state.services)
 
 
 ServicesDep = Annotated[Services, Depends(_services)]
 
 
-def _store(services: ServicesDep) -> JobStore:
+async def _store(services: ServicesDep) -> JobStore:
     return services.store
 
 
 StoreDep = Annotated[JobStore, Depends(_store)]
 
 
-def _owner(request: Request, services: ServicesDep) -> str:
+async def _owner(request: Request, services: ServicesDep) -> str:
     return services.gate.owner_of(request)
 
 

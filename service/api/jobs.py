@@ -1,45 +1,72 @@
 """`/jobs`: their states, their events as they happen, their artifacts, and how to end them."""
 
 import re
+from collections.abc import Iterable
 from http import HTTPStatus
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Query, Request, Response
+from pydantic import BaseModel, Field, field_validator
 
 from service.api.dependencies import JobDep, OwnerDep, ReadableJobDep, ServicesDep, StoreDep
 from service.api.problems import FieldError, did_you_mean, invalid, not_found
-from service.api.schemas import Jobs, JobView, problem_responses
+from service.api.schemas import REFUSED, Jobs, JobView, problem_responses
 from service.api.streams import stream
 from service.api.views import view_of
 from service.jobs.events import FROM_THE_START, follows
 from service.jobs.job import Status
 
 EVENT_ID = re.compile(r"[0-9]{1,19}(-[0-9]{1,19})?")
+CURSOR = re.compile(r"^[0-9]{1,16}\.[0-9]{6}$")
 
 router = APIRouter(prefix="/jobs", tags=["jobs"])
-REFUSED = {"s401": "No or an unknown API key", "s503": "The job store is away"}
 NO_JOB = problem_responses(s404="No such job", **REFUSED)
 READABLE = NO_JOB | problem_responses(s403="A signature that is wrong or over")
-STREAM: dict[int | str, dict[str, Any]] = {
+STREAM: dict[int | str, dict[str, Any]] = READABLE | problem_responses(s422="Not an event's id")
+STREAM |= {
     200: {"description": "Server-sent events", "content": {"text/event-stream": {}}},
     204: {"description": "Nothing follows `Last-Event-ID`: the job has ended"},
 }
 
 
-@router.get("", responses=problem_responses(s422="Invalid; names the field", **REFUSED))
+class Listing(BaseModel):
+    """Which jobs are listed."""
+
+    limit: int = Field(default=50, ge=1, le=200)
+    cursor: str | None = Field(
+        default=None,
+        description="`next` of the page before",
+        json_schema_extra={"pattern": CURSOR.pattern},
+    )
+    status: Status | None = Field(default=None, description="Only jobs that stand there")
+
+    @field_validator("cursor")
+    @classmethod
+    def _is_ours(cls, cursor: str | None) -> str | None:
+        if cursor is not None and not CURSOR.fullmatch(cursor):
+            raise ValueError("no cursor; send `next` of the page before as it is, or leave it out")
+        return cursor
+
+
+def _refuse_unknown(given: Iterable[str]) -> None:
+    """A misspelt parameter would otherwise list other jobs than were asked for."""
+    unknown = sorted(set(given) - set(Listing.model_fields))
+    if unknown:
+        known = sorted(Listing.model_fields)
+        details = (f"no such parameter here; {did_you_mean(name, known)}" for name in unknown)
+        raise invalid(*map(FieldError, unknown, details))
+
+
+@router.get("", responses=problem_responses(s422="Invalid; names the parameter", **REFUSED))
 async def jobs(
     owner: OwnerDep,
     services: ServicesDep,
     request: Request,
-    limit: Annotated[int, Query(ge=1, le=200)] = 50,
-    cursor: Annotated[
-        str | None,
-        Query(pattern=r"^[0-9]{1,16}\.[0-9]{6}$", description="`next` of the page before"),
-    ] = None,
-    status: Annotated[Status | None, Query(description="Only jobs that stand there")] = None,
+    asked: Annotated[Listing, Query()],
 ) -> Jobs:
     """List the jobs of the key's owner, newest first."""
-    page = await services.store.page(owner, limit, cursor, status)
+    _refuse_unknown(request.query_params)
+    page = await services.store.page(owner, asked.limit, asked.cursor, asked.status)
     views = [await view_of(services, job, request) for job in page.jobs]
     return Jobs(jobs=views, next=page.following)
 
@@ -73,7 +100,11 @@ async def artifact(job: ReadableJobDep, name: str, store: StoreDep) -> Response:
     return Response(data, media_type=media_type, headers={"X-Content-Type-Options": "nosniff"})
 
 
-@router.get("/{job_id}/events", responses=STREAM | READABLE, response_class=Response)
+@router.get(
+    "/{job_id}/events",
+    responses=STREAM | READABLE | problem_responses(s422="Not an event's id"),
+    response_class=Response,
+)
 async def events(
     job: ReadableJobDep,
     services: ServicesDep,

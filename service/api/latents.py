@@ -5,26 +5,14 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict
 
+from service.api.cards import Card
 from service.api.problems import FieldError, did_you_mean, invalid
 from service.jobs.arrays import Arrays, ArraysError, unpack
 from service.jobs.parameters import Latents
 from service.jobs.samplers import Adaptive, FixedSolver, Reversible
 from service.jobs.store import JobStore
 from service.npy import NpyError, as_float64, is_npy, read_npy
-
-
-class Card(BaseModel):
-    """What a request is checked against, of the card that a worker announced."""
-
-    model_config = ConfigDict(extra="ignore", frozen=True)
-
-    name: str
-    digest: str
-    shape: tuple[int, int, int]  # (C, H, W)
-    levels: int
-    class_names: list[str] | None = None
 
 
 async def latent_bytes(

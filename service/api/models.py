@@ -2,11 +2,10 @@
 
 from fastapi import APIRouter
 
+from service.api.cards import failures, why_none
 from service.api.dependencies import OwnerDep, StoreDep
-from service.api.problems import did_you_mean, not_found
-from service.api.schemas import Models, ModelView, problem_responses
-
-REFUSED = {"s401": "No or an unknown API key", "s503": "The job store is away"}
+from service.api.problems import not_found
+from service.api.schemas import REFUSED, FailedModel, Models, ModelView, problem_responses
 
 router = APIRouter(prefix="/models", tags=["models"])
 
@@ -16,7 +15,11 @@ async def models(owner: OwnerDep, store: StoreDep) -> Models:
     """List every model, and whether a live worker serves it."""
     cards, live = await store.models(), await store.live_models()
     views = [ModelView(**card, live=name in live) for name, card in cards.items()]
-    return Models(models=views)
+    failed = [
+        FailedModel(name=name, reason=reason)
+        for name, reason in sorted((await failures(store)).items())
+    ]
+    return Models(models=views, failed=failed)
 
 
 @router.get(
@@ -27,6 +30,5 @@ async def model(name: str, owner: OwnerDep, store: StoreDep) -> ModelView:
     """Give one model's card."""
     cards = await store.models()
     if name not in cards:
-        known = did_you_mean(name, cards) if cards else "no worker has announced a model yet"
-        raise not_found(f'no model "{name}"; {known}')
+        raise not_found(f'no model "{name}"; {await why_none(store, name, cards)}')
     return ModelView(**cards[name], live=name in await store.live_models())

@@ -3,7 +3,6 @@
 import asyncio
 import hashlib
 import json
-import logging
 import math
 import re
 from contextlib import aclosing, suppress
@@ -14,7 +13,7 @@ from typing import Annotated, Any
 import anyio
 from fastapi import APIRouter, Depends, Header, Request, Response
 from fastapi.responses import JSONResponse
-from kombu.exceptions import OperationalError
+from structlog.contextvars import bind_contextvars
 
 from service.api.dependencies import OwnerDep, Services, ServicesDep
 from service.api.problems import RETRY_AFTER, FieldError, Problem, invalid
@@ -43,7 +42,6 @@ from service.jobs.store import (
 from service.settings import Settings
 
 router = APIRouter(tags=["operations"])
-log = logging.getLogger(__name__)
 
 FILE = {"type": "string", "format": "binary"}
 IMAGES = {"image": {"type": "array", "items": FILE, "description": "One part an image."}}
@@ -80,35 +78,49 @@ LONGEST_KEY = 255
 
 @dataclass(frozen=True)
 class Asked:
-    """What every operation is asked with beside its body: the dependency of the three routes."""
+    """What every operation is asked with beside its body."""
 
     request: Request
-    services: ServicesDep
-    owner: OwnerDep
+    services: Services
+    owner: str
+    prefer: str | None
+    cancel_after: str | None
+    idempotency_key: str | None
+
+
+async def _asked(
+    request: Request,
+    services: ServicesDep,
+    owner: OwnerDep,
     prefer: Annotated[
         str | None,
         Header(
             description="`wait=N`: answer the finished job if it is done in N seconds; "
             "`respond-async`: with `Accept: text/event-stream`, the job goes on without a reader"
         ),
-    ] = None
+    ] = None,
     cancel_after: Annotated[
         str | None,
         Header(
             description="The job's deadline from now, e.g. `90s`, `500ms`, `15m`, `2h`: a job that "
-            "has not started by then is aborted, one that has not ended is canceled"
+            "has not started by then is aborted, one that has not ended is canceled",
+            json_schema_extra={"pattern": f"^{DURATION.pattern}$"},
         ),
-    ] = None
+    ] = None,
     idempotency_key: Annotated[
         str | None,
         Header(
             description="A name that you give this request: sent again with the same content it "
-            "gives the same job, with other content 422"
+            "gives the same job, with other content 422",
+            json_schema_extra={"minLength": 1, "maxLength": LONGEST_KEY},
         ),
-    ] = None
+    ] = None,
+) -> Asked:
+    """What the three routes depend on."""
+    return Asked(request, services, owner, prefer, cancel_after, idempotency_key)
 
 
-AskedDep = Annotated[Asked, Depends()]
+AskedDep = Annotated[Asked, Depends(_asked)]
 
 
 @router.post(
@@ -155,7 +167,7 @@ async def _submit(asked: Asked, operation: str) -> Response:
     await services.rates.count(owner)
     # One more file than images, so that one image too many is counted and named.
     upload = await read_upload(request, settings.max_body, settings.max_count + 3)
-    prepared = await prepare(store, settings, owner, operation, upload)
+    prepared = await prepare(services, owner, operation, upload)
     streamed = "text/event-stream" in request.headers.get("accept", "")
     detached = "respond-async" in preferences(asked.prefer)
     try:
@@ -168,7 +180,8 @@ async def _submit(asked: Asked, operation: str) -> Response:
         )
     except RefusedError as refused:
         raise await _refusal(store, prepared.job, settings, refused) from refused
-    await _hint(services, job)
+    bind_contextvars(job_id=job.id)  # of this request's task: its access line names the job, too
+    services.waker.wake(job.id)
     headers = {"Location": f"{request.scope.get('root_path', '')}/jobs/{job.id}"}
     if streamed:
         return stream(services, job.id, FROM_THE_START, headers)
@@ -228,14 +241,6 @@ def busy(
     return Problem(
         status, f"{detail}; try again in {wait} seconds", headers={"Retry-After": str(wait)}
     )
-
-
-async def _hint(services: Services, job: Job) -> None:
-    try:
-        await anyio.to_thread.run_sync(services.hint, job.id)
-    except OperationalError as error:
-        # The job is stored: a worker that has room finds it without a hint, a moment later.
-        log.warning("no hint was sent: %s", error, extra={"job_id": job.id})
 
 
 def preferences(prefer: str | None) -> dict[str, str]:

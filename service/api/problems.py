@@ -12,7 +12,9 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
+from service.api.wording import say
 from service.jobs.store import StoreError
 
 MEDIA_TYPE = "application/problem+json"
@@ -20,6 +22,8 @@ RETRY_AFTER = 5  # seconds
 SHOWN = 3  # errors spelled out in `detail`
 LISTED = 20  # errors in `errors`: an answer must not be larger than the mistake
 LONGEST = 200  # characters of anything that was given and is shown again
+
+METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
 
 _ABSENT: Any = object()
 
@@ -121,11 +125,9 @@ def _field_error(entry: Mapping[str, Any], body: Any) -> FieldError:
             )
         case "value_error":
             return FieldError(name, str(context["error"]), entry["input"])
-        case _:
-            error = FieldError(name, entry["msg"], entry["input"])
-            given = error.document().get("given", _ABSENT)
-            suffix = "" if given is _ABSENT else f", given {given!r}"
-            return FieldError(name, entry["msg"] + suffix, entry["input"])
+        case kind:
+            given = entry.get("input")
+            return FieldError(name, say(kind, context, given, entry["msg"]), given)
 
 
 def field_name(location: Sequence[int | str], body: Any) -> str:
@@ -151,6 +153,17 @@ def field_name(location: Sequence[int | str], body: Any) -> str:
     return name or "request"
 
 
+def _methods(request: Request) -> list[str]:
+    """What the path of a request can be asked with; a route's own `Allow` names only its own."""
+    found = {
+        method
+        for method in METHODS
+        for route in request.app.routes
+        if route.matches({**request.scope, "method": method})[0] is Match.FULL
+    }
+    return sorted(found | {"HEAD"} if "GET" in found else found)
+
+
 def install(app: FastAPI) -> None:
     """Answer every error of `app` with a problem document."""
 
@@ -160,19 +173,21 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def http(request: Request, error: HTTPException) -> JSONResponse:
-        detail = str(error.detail)
+        detail, headers = str(error.detail), error.headers or {}
         if error.status_code == HTTPStatus.NOT_FOUND:
             detail = f"there is nothing at {request.url.path}; /docs lists what there is"
         if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
-            allowed = (error.headers or {}).get("Allow", "another method")
-            detail = f"{request.method} is not allowed at {request.url.path}; use {allowed}"
-        return Problem(error.status_code, detail, headers=error.headers or {}).response(request)
+            allowed = ", ".join(_methods(request))
+            asked = request.scope.get("asked", request.method)
+            detail = f"{asked} is not allowed at {request.url.path}; use {allowed}"
+            headers = {"Allow": allowed}
+        return Problem(error.status_code, detail, headers=headers).response(request)
 
     @app.exception_handler(RequestValidationError)
     async def validation(request: Request, error: RequestValidationError) -> JSONResponse:
+        # A location begins with where the parameter is: query, header, path.
         errors = [
-            FieldError(str(entry["loc"][-1]), str(entry["msg"]), entry.get("input"))
-            for entry in error.errors()
+            _field_error({**entry, "loc": entry["loc"][1:]}, None) for entry in error.errors()
         ]
         return invalid(*errors).response(request)
 
@@ -184,8 +199,3 @@ def install(app: FastAPI) -> None:
         headers = {"Retry-After": str(RETRY_AFTER)}
         status = HTTPStatus.SERVICE_UNAVAILABLE
         return Problem(status, detail, headers=headers).response(request)
-
-    @app.exception_handler(Exception)
-    async def unexpected(request: Request, error: Exception) -> JSONResponse:
-        detail = "the service failed on this request; its log has the reason"
-        return Problem(HTTPStatus.INTERNAL_SERVER_ERROR, detail).response(request)

@@ -14,6 +14,8 @@ from service.jobs.parameters import (
 )
 
 REF = "#/components/schemas/{model}"
+REFUSED = {"s401": "No or an unknown API key", "s503": "The job store is away"}
+"""What every route that asks for a key may answer: arguments of `problem_responses`."""
 
 
 class SignedLinks(BaseModel):
@@ -83,10 +85,18 @@ class ModelView(BaseModel):
     live: bool
 
 
+class FailedModel(BaseModel):
+    """A model whose checkpoint a live worker has and cannot serve."""
+
+    name: str
+    reason: str
+
+
 class Models(BaseModel):
-    """All models that a worker ever announced."""
+    """All models that a worker ever announced, and those that failed."""
 
     models: list[ModelView]
+    failed: list[FailedModel]
 
 
 class Health(BaseModel):

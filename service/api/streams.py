@@ -42,7 +42,9 @@ async def _events(services: Services, job_id: str, after: str) -> AsyncIterator[
 @asynccontextmanager
 async def _subscribed(services: Services, job_id: str) -> AsyncIterator[None]:
     """Count as a follower. Who is cut off because the server stops still counts as one."""
-    await services.store.watch(job_id, 1)
+    # Who leaves while the count is on its way has been counted, and must be counted out.
+    with anyio.CancelScope(shield=True):
+        await services.store.watch(job_id, 1)
     try:
         with services.metrics.streams_open.track_inprogress():
             yield

@@ -9,8 +9,10 @@ import anyio.to_thread
 import numpy as np
 from pydantic import ValidationError
 
-from service.api.latents import Card, latent_bytes, read_latents
-from service.api.problems import FieldError, did_you_mean, from_pydantic, invalid
+from service.api.cards import Card, why_none
+from service.api.dependencies import Services
+from service.api.latents import latent_bytes, read_latents
+from service.api.problems import FieldError, from_pydantic, invalid
 from service.api.uploads import Upload
 from service.api.webhooks import ForbiddenError, check_url
 from service.images import PICTURE_CHANNELS, ImageError, declared_pixels, read_image
@@ -52,15 +54,14 @@ class Prepared:
     inputs: bytes | None
 
 
-async def prepare(
-    store: JobStore, settings: Settings, owner: str, operation: str, upload: Upload
-) -> Prepared:
+async def prepare(services: Services, owner: str, operation: str, upload: Upload) -> Prepared:
     """The job that an upload asks for; raises a `Problem` that names what is wrong with it."""
+    store, settings = services.store, services.settings
     try:
         parameters = OPERATIONS[operation].model_validate(upload.request)
     except ValidationError as error:
         raise from_pydantic(error, upload.request) from error
-    card = await _card(store, parameters.model)
+    card = await _card(services, parameters.model)
     _check_bounds(parameters, card, settings)
     if parameters.webhook is not None:
         try:
@@ -91,12 +92,14 @@ async def prepare(
     return Prepared(job, inputs)
 
 
-async def _card(store: JobStore, name: str) -> Card:
-    cards = await store.models()
+async def _card(services: Services, name: str) -> Card:
+    cards = await services.cards()
+    if name not in cards:
+        cards = await services.cards.now()
     if name in cards:
-        return Card.model_validate(cards[name])
-    known = did_you_mean(name, cards) if cards else "no worker has announced a model yet"
-    raise invalid(FieldError("model", f'"{name}" is unknown; {known}', name))
+        return cards[name]
+    why = await why_none(services.store, name, cards)
+    raise invalid(FieldError("model", f'"{name}" is unknown; {why}', name))
 
 
 def _check_bounds(parameters: Parameters, card: Card, settings: Settings) -> None:

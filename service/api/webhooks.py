@@ -1,8 +1,6 @@
 """Who wants to be told of a job's end, is: a signed POST to the URL in the request.
 
-`Fokker-Signature: t=<seconds>,v1=<hex>` is HMAC-SHA-256 over `<seconds>.<body>` by the secret of
-FOKKER_WEBHOOK_SECRET; whoever checks it also refuses a time that is long past. An answer other than
-2xx, and none within 10 s, is tried again, six times in all, 5 s to 80 s apart.
+docs/webhooks.md says what is sent, and how whoever receives it checks that it is from here.
 """
 
 import asyncio
@@ -11,6 +9,7 @@ import ipaddress
 import logging
 import socket
 import time
+import uuid
 from urllib.parse import urlsplit
 
 import httpx
@@ -27,6 +26,10 @@ PAUSE = 5.0  # seconds before the second attempt, doubled each time
 TIMEOUT = 10.0  # seconds
 
 
+DELIVERIES = uuid.UUID("6f1b0f1e-7b8a-4d0c-9a53-0d6f4f6b6b72")
+"""The namespace of the deliveries' ids: a job has one, whichever process delivers it."""
+
+
 class ForbiddenError(Exception):
     """A URL that must not be called."""
 
@@ -39,6 +42,11 @@ def sign(secret: bytes, body: bytes, seconds: int) -> str:
     """The value of `Fokker-Signature`."""
     mac = hmac.digest(secret, b"%d.%s" % (seconds, body), "sha256").hex()
     return f"t={seconds},v1={mac}"
+
+
+def delivery_id(job_id: str) -> str:
+    """The id of the one thing that is told of a job, the same in every attempt to tell it."""
+    return str(uuid.uuid5(DELIVERIES, job_id))
 
 
 def check_url(url: str, settings: Settings) -> None:
@@ -80,19 +88,20 @@ async def deliver_due(services: Services) -> None:
 async def _deliver(services: Services, job: Job, attempt: int) -> None:
     assert job.webhook is not None
     try:
-        await _post(services, job, job.webhook)
+        await _post(services, job, job.webhook, attempt)
     except Exception as error:
         # Whatever it is, it is this webhook's failure and must not be another's.
         last = attempt >= ATTEMPTS or isinstance(error, ForbiddenError)
         said = "webhook failed for good: %s" if last else "webhook failed: %s"
-        log.warning(said, error, extra={"job_id": job.id})
+        about = {"job_id": job.id, "delivery": delivery_id(job.id), "attempt": attempt}
+        log.warning(said, error, extra=about)
         pause = None if last else PAUSE * 2 ** (attempt - 1)
         await services.store.webhook_failed(job.id, pause)
     else:
         await services.store.webhook_done(job.id)
 
 
-async def _post(services: Services, job: Job, url: str) -> None:
+async def _post(services: Services, job: Job, url: str, attempt: int) -> None:
     settings = services.settings
     check_url(url, settings)
     assert settings.webhook_secret is not None
@@ -104,6 +113,8 @@ async def _post(services: Services, job: Job, url: str) -> None:
     secret = settings.webhook_secret.get_secret_value().encode()
     headers = {
         "Content-Type": "application/json",
+        "Fokker-Delivery": delivery_id(job.id),
+        "Fokker-Attempt": str(attempt),
         "Fokker-Signature": sign(secret, body, int(time.time())),
         "Host": parts.netloc,
     }

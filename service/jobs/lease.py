@@ -16,7 +16,8 @@ from service.jobs.job import Job, Status
 from service.jobs.parameters import Priority
 from service.settings import Settings
 
-Held = Literal["held", "lost"]
+Held = Literal["held", "lost", "deleted"]
+"""Whether a claim owns its job: if not, another worker may, or its owner has deleted it."""
 
 WORKER_LOST = "the worker stopped answering"
 """Why a job whose lease ran out is tried again."""
@@ -34,6 +35,13 @@ class LeaseLost(Exception):  # noqa: N818 - it is news, not a mistake
 
     def __init__(self, job_id: str) -> None:
         super().__init__(f"the lease on job {job_id} is lost; another worker may own it now")
+
+
+class JobDeleted(LeaseLost):
+    """The job is no more: its owner has deleted it while it ran."""
+
+    def __init__(self, job_id: str) -> None:
+        Exception.__init__(self, f"job {job_id} was deleted while it ran")
 
 
 @dataclass(frozen=True)
@@ -111,10 +119,12 @@ class WorkerStore(ABC):
         cards: Sequence[Mapping[str, Any]],
         ttl: float,
         rates: Mapping[str, float] | None = None,
+        failed: Mapping[str, str] | None = None,
     ) -> None:
         """Enter models in the registry, and be alive for `ttl` more seconds.
 
-        rates: row-calls a second by digest, where they are known.
+        rates: row-calls a second by digest, where they are known. failed: why models cannot be
+        served, by name.
         """
 
     @abstractmethod
@@ -125,22 +135,22 @@ class WorkerStore(ABC):
     def look_at_memory(self) -> None:
         """Find out whether there is memory for previews."""
 
-    # What a claim writes; each is False, and writes nothing, where the lease is lost.
+    # What a claim writes; nothing is written unless the answer is "held".
 
     @abstractmethod
-    def write_event(self, claim: "Claim", kind: str, data: str) -> bool:
+    def write_event(self, claim: "Claim", kind: str, data: str) -> Held:
         """Append an event, `data` being JSON; of previews only the last few stay."""
 
     @abstractmethod
-    def write_artifact(self, claim: "Claim", name: str, media_type: str, data: bytes) -> bool:
+    def write_artifact(self, claim: "Claim", name: str, media_type: str, data: bytes) -> Held:
         """Store an artifact, replacing one of that name."""
 
     @abstractmethod
-    def finish(self, claim: "Claim", end: End) -> bool:
+    def finish(self, claim: "Claim", end: End) -> Held:
         """End the job; once more is no mistake."""
 
     @abstractmethod
-    def hand_back(self, claim: "Claim", reason: str) -> bool:
+    def hand_back(self, claim: "Claim", reason: str) -> Held:
         """Put the job back where it stood in its queue, at the same attempt."""
 
 
@@ -188,6 +198,6 @@ class Claim:
         self._fence(self._store.hand_back(self, reason))
         self._store.hint(self.job.id)
 
-    def _fence(self, held: bool) -> None:
-        if not held:
-            raise LeaseLost(self.job.id)
+    def _fence(self, held: Held) -> None:
+        if held != "held":
+            raise (JobDeleted if held == "deleted" else LeaseLost)(self.job.id)

@@ -156,7 +156,7 @@ class JobStore(ABC):
 
     async def seconds_for(self, digest: str, cost: float) -> float | None:
         """Seconds that the live workers of a checkpoint take for row-calls; None: no telling."""
-        rate = sum(beat.rates.get(digest, 0.0) for beat in await self.beats())
+        rate = sum(beat.rates.get(digest, 0.0) for beat in await self.recent_beats())
         return cost / rate if rate > 0 else None
 
     # What happens without a request
@@ -190,7 +190,7 @@ class JobStore(ABC):
     # Events
 
     @abstractmethod
-    async def read_events(self, job_id: str, after: str, block_ms: int) -> list[Event]:
+    async def read_events(self, job_id: str, after: str, block_ms: int) -> Sequence[Event]:
         """At most `READ` events after the id `after`; waits up to `block_ms` for the first one."""
 
     @abstractmethod
@@ -237,6 +237,10 @@ class JobStore(ABC):
     @abstractmethod
     async def beats(self) -> Sequence[Beat]:
         """What the live workers last said."""
+
+    async def recent_beats(self) -> Sequence[Beat]:
+        """The same, or what it was a moment ago, for estimates that are asked for often."""
+        return await self.beats()
 
     async def live_models(self) -> frozenset[str]:
         """The names of the models that a live worker serves now."""

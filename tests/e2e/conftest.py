@@ -1,5 +1,6 @@
 """The real thing: a worker process and an API process over a real Redis, on the shipped model."""
 
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -46,11 +47,18 @@ def start_api(stack: ExitStack, redis_url: str, folder: Path, **environment: str
 
 @pytest.fixture(scope="session")
 def service(redis_server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """An API and one worker, shared by all tests that leave both as they are."""
+    """An API and one worker, shared by all tests that leave both as they are.
+
+    The worker's folder has the shipped models, and a file that is no checkpoint.
+    """
+    models = tmp_path_factory.mktemp("models")
+    for shipped in (ROOT / "model/zoo").glob("*.safetensors"):
+        shutil.copy(shipped, models)
+    (models / "broken.safetensors").write_bytes(b"no checkpoint")
     with ExitStack() as stack:
         folder = tmp_path_factory.mktemp("service")
         service = start_api(stack, empty_database(redis_server, 1), folder)
-        stack.callback(service.start_worker().stop)
+        stack.callback(service.start_worker(FOKKER_MODELS=str(models)).stop)
         yield service
 
 

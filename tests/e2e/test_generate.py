@@ -80,3 +80,19 @@ def test_a_cancelled_job_ends_and_the_next_one_runs(service: Service) -> None:
     assert service.get(job)["status"] == "canceled"
     short = {"model": "digits", "count": 1, "seed": 3, "sampler": {"name": "ddim", "steps": 10}}
     service.succeeded(service.submit("/generate", short), limit=30)
+
+
+def test_a_corrupt_checkpoint_is_listed_with_its_reason_and_the_others_serve(
+    service: Service,
+) -> None:
+    listed = service.client.get("/models").json()
+    assert "digits" in [model["name"] for model in listed["models"] if model["live"]]
+    (failed,) = listed["failed"]
+    assert failed["name"] == "broken"
+    assert failed["reason"].startswith("broken.safetensors: ")
+    refused = service.client.post("/generate", json={"model": "broken"})
+    assert refused.status_code == 422
+    assert failed["reason"] in refused.json()["detail"]
+    assert failed["reason"] in service.client.get("/models/broken").json()["detail"]
+    sampler = {"name": "ddim", "steps": 2}
+    service.succeeded(service.submit("/generate", {"model": "digits", "sampler": sampler}))

@@ -20,11 +20,10 @@ from tests.service.helpers import LIMIT, until
 
 
 @contextmanager
-def served(app: ASGIApp) -> Iterator[str]:
+def served(app: ASGIApp, **options: Any) -> Iterator[str]:
     """The address of an application under uvicorn, for what only a real connection shows."""
-    server = uvicorn.Server(
-        uvicorn.Config(app, port=0, log_level="warning", timeout_graceful_shutdown=1)
-    )
+    given = {"port": 0, "log_level": "warning", "timeout_graceful_shutdown": 1} | options
+    server = uvicorn.Server(uvicorn.Config(app, **given))
     thread = threading.Thread(target=server.run)
     thread.start()
     try:

@@ -17,7 +17,7 @@ from service.jobs.lease import Claim, WorkerStore
 from service.jobs.samplers import Adaptive, Ddpm, Reversible
 from service.jobs.store import JobStore
 from service.settings import Settings
-from tests.service.helpers import ROOMS
+from tests.service.helpers import LIMIT, ROOMS
 from tests.service.uploads import GREY, form, latents, levels, npy, picture, png, refused
 
 pytestmark = pytest.mark.anyio
@@ -42,7 +42,10 @@ async def test_generate_queues_a_job_and_says_where_it_is(
     assert again == job
     assert queued() == [job["id"]]
     with redis.Redis.from_url(redis_url) as broker:
-        hint = json.loads(broker.lindex(QUEUE, 0))
+        async with asyncio.timeout(LIMIT):
+            while not (sent := broker.lindex(QUEUE, 0)):
+                await asyncio.sleep(0.01)
+    hint = json.loads(sent)
     assert json.loads(base64.b64decode(hint["body"]))[0] == [job["id"]]
 
 

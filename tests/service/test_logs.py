@@ -9,8 +9,12 @@ import httpx
 import pytest
 from structlog.contextvars import bound_contextvars
 
+from service.api import create_app
+from service.jobs.lease import WorkerStore
 from service.logs import configure
 from service.settings import Settings
+from tests.service.helpers import CARDS
+from tests.service.network import served
 
 
 @pytest.fixture(autouse=True)
@@ -86,3 +90,26 @@ async def test_a_request_keeps_its_name_or_gets_one(client: httpx.AsyncClient, g
     name = answer.headers["X-Request-ID"]
     assert (name == given) == (given == "mine-1")
     assert 1 <= len(name) <= 64
+
+
+@pytest.mark.anyio
+async def test_access_lines_name_the_job_that_the_path_or_the_answer_is_about(
+    settings: Settings, worker: WorkerStore, capsys: pytest.CaptureFixture[str]
+):
+    worker.announce(CARDS, ttl=60)
+    configure(settings.model_copy(update={"log_format": "json"}))
+    with served(create_app(settings), log_config=None, log_level="info") as url:
+        async with httpx.AsyncClient(base_url=url) as client:
+            job_id = (await client.post("/generate", json={"model": "digits"})).json()["id"]
+            await client.get(f"/jobs/{job_id}/events?signature=x")
+            await client.get("/jobs/no%20id")
+    about = {
+        str(line["event"]).split('"')[1]: line.get("job_id")
+        for line in lines(capsys)
+        if line["logger"] == "uvicorn.access"
+    }
+    assert about == {
+        "POST /generate HTTP/1.1": job_id,
+        f"GET /jobs/{job_id}/events?signature=… HTTP/1.1": job_id,
+        "GET /jobs/no%20id HTTP/1.1": None,
+    }

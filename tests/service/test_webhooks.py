@@ -1,11 +1,12 @@
 """Webhooks: signed, tried again, delivered once, and never to a private address unless allowed."""
 
 import asyncio
-import hmac
 import json
-from collections.abc import AsyncIterator, Iterator
+import re
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -16,6 +17,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from service.api.webhooks import sign
 from service.jobs.lease import WorkerStore
 from service.jobs.redis_store import keys
 from service.settings import Settings
@@ -24,6 +26,7 @@ from tests.service.network import served
 from tests.service.test_auth import api
 
 pytestmark = pytest.mark.anyio
+PAGE = Path(__file__).parents[2] / "docs" / "webhooks.md"
 SECRET = "0123456789abcdef"
 ALLOWED = {"webhook_secret": SecretStr(SECRET), "webhook_private": True}
 
@@ -35,12 +38,15 @@ class Receiver:
     statuses: list[int] = field(default_factory=list)
     bodies: list[bytes] = field(default_factory=list)
     signatures: list[str] = field(default_factory=list)
+    deliveries: list[tuple[str, str]] = field(default_factory=list)  # id and attempt
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
             request = Request(scope, receive)
             self.bodies.append(await request.body())
             self.signatures.append(request.headers["Fokker-Signature"])
+            delivery = request.headers["Fokker-Delivery"], request.headers["Fokker-Attempt"]
+            self.deliveries.append(delivery)
             status = self.statuses.pop(0) if self.statuses else 204
             await Response(status_code=status, headers={"Location": "/"})(scope, receive, send)
 
@@ -72,6 +78,14 @@ async def submitted(client: httpx.AsyncClient, url: str) -> httpx.Response:
     return await client.post("/generate", json={"model": "digits", "webhook": url})
 
 
+def check_of_the_docs() -> Callable[..., bool]:
+    """The function by which docs/webhooks.md checks a signature."""
+    (code,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(), flags=re.DOTALL)
+    scope: dict[str, Any] = {}
+    exec(code, scope)
+    return scope["is_from_fokker"]
+
+
 def succeed(worker: WorkerStore) -> str:
     claim = worker.claim(["sha256:digits"], ROOMS)
     assert claim is not None
@@ -96,10 +110,15 @@ async def test_the_end_of_a_job_is_told_and_signed(
     (body,), (signature,) = receiver.bodies, receiver.signatures
     told = json.loads(body)
     assert (told["id"], told["status"], told["result"]) == (job_id, "succeeded", {"images": []})
-    seconds, given = (part.partition("=")[2] for part in signature.split(","))
-    right = hmac.digest(SECRET.encode(), seconds.encode() + b"." + body, "sha256").hex()
-    assert given == right
-    assert abs(int(seconds) - told["finished"]) < 60
+    check = check_of_the_docs()
+    assert check(SECRET.encode(), body, signature)
+    assert not check(b"another secret 0", body, signature)
+    assert not check(SECRET.encode(), body + b" ", signature)
+    seconds = int(signature.partition(",")[0].removeprefix("t="))
+    assert not check(SECRET.encode(), body, signature.replace(str(seconds), str(seconds - 1)))
+    assert not check(SECRET.encode(), body, sign(SECRET.encode(), body, seconds - 400)), "too old"
+    for nonsense in ("", "t=,v1=", "t=x,v1=y", "v1", signature.partition(",")[2]):
+        assert not check(SECRET.encode(), body, nonsense)
 
 
 async def test_a_failed_delivery_is_tried_again_and_at_last_given_up(
@@ -110,11 +129,14 @@ async def test_a_failed_delivery_is_tried_again_and_at_last_given_up(
     succeed(worker)
     await forgotten(redis_url)
     assert len(receiver.bodies) == 3
+    ids, attempts = zip(*receiver.deliveries, strict=True)
+    assert (len(set(ids)), attempts) == (1, ("1", "2", "3"))
     receiver.statuses = [500] * 100
     await submitted(client, address)
     succeed(worker)
     await forgotten(redis_url)
     assert len(receiver.bodies) == 3 + 6
+    assert len({delivery for delivery, _ in receiver.deliveries}) == 2, "one a job"
 
 
 async def test_two_processes_deliver_once(

@@ -129,6 +129,27 @@ def test_a_broken_checkpoint_is_left_out_and_the_others_are_served(
     assert "c.safetensors" in caplog.text
 
 
+def test_what_cannot_be_served_is_told_with_its_reason_until_it_can(
+    folder: Path, make: Callable[..., Shelf]
+) -> None:
+    whole = (folder / "b.safetensors").read_bytes()
+    (folder / "b.safetensors").write_bytes(b"not a checkpoint")
+    shelf = make()
+    save(folder, "c", variance=0.2, broken=True)
+    shelf.refresh()
+    digest = next(card["digest"] for card in shelf.cards if card["name"] == "c")
+    with pytest.raises(ModelError):
+        shelf.load(digest)
+    shelf.refresh()
+    assert shelf.failures.keys() == {"b", "c"}
+    assert shelf.failures["b"].startswith("b.safetensors: ")
+    assert str(folder) not in shelf.failures["b"]
+    (folder / "b.safetensors").write_bytes(whole)
+    (folder / "c.safetensors").unlink()
+    shelf.refresh()
+    assert shelf.failures == {}
+
+
 def test_weights_that_do_not_fit_their_architecture_are_left_out_unread(
     folder: Path, make: Callable[..., Shelf], caplog: pytest.LogCaptureFixture
 ) -> None:

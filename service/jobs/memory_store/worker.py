@@ -68,7 +68,7 @@ class MemoryWorkerStore(WorkerStore):
 
     def _renew(self, claim: Claim, now: float) -> Held:
         if (entry := self._held(claim)) is None:
-            return "lost"
+            return self._refusal(claim)
         entry.leased_until = now + self.settings.lease
         return "held"
 
@@ -116,8 +116,10 @@ class MemoryWorkerStore(WorkerStore):
         cards: Sequence[Mapping[str, Any]],
         ttl: float,
         rates: Mapping[str, float] | None = None,
+        failed: Mapping[str, str] | None = None,
     ) -> None:
-        beat = Beat(models=[card["name"] for card in cards], rates=dict(rates or {}))
+        names = [card["name"] for card in cards]
+        beat = Beat(models=names, rates=dict(rates or {}), failed=dict(failed or {}))
         with self._memory.turn() as now:
             self._memory.models |= {card["name"]: dict(card) for card in cards}
             self._memory.beats[self.worker_id] = now + ttl, beat
@@ -132,55 +134,59 @@ class MemoryWorkerStore(WorkerStore):
         pass  # a process has no measure of its own
 
     @override
-    def write_event(self, claim: Claim, kind: str, data: str) -> bool:
+    def write_event(self, claim: Claim, kind: str, data: str) -> Held:
         with self._memory.turn() as now:
             if (entry := self._held(claim)) is None:
-                return False
+                return self._refusal(claim)
             if kind == "preview":
                 bounds = self.settings.max_previews, self.settings.preview_bytes
                 entry.stream.append_preview(data, now, *bounds)
             else:
                 entry.stream.append(kind, data, now)
-            return True
+            return "held"
 
     @override
-    def write_artifact(self, claim: Claim, name: str, media_type: str, data: bytes) -> bool:
+    def write_artifact(self, claim: Claim, name: str, media_type: str, data: bytes) -> Held:
         with self._memory.turn():
             if (entry := self._held(claim)) is None:
-                return False
+                return self._refusal(claim)
             entry.artifacts[name] = data
             entry.change(artifacts=entry.job.artifacts | {name: media_type})
-            return True
+            return "held"
 
     @override
-    def finish(self, claim: Claim, end: End) -> bool:
+    def finish(self, claim: Claim, end: End) -> Held:
         # As it is kept: whoever reads it must not change it, and it must be JSON.
         fields = {end.field: end.said if isinstance(end.said, str) else json.loads(end.stored)}
         with self._memory.turn() as now:
             entry = self._memory.jobs.get(claim.job.id)
             if entry is None or entry.token != claim.token:
-                return False
+                return self._refusal(claim)
             if entry.job.status is end.status:
-                return True  # said again
+                return "held"  # said again
             if not entry.may_become(end.status):
-                return False
+                return self._refusal(claim)
             self._memory.finish(entry, end.status, end.data, now, **fields)
-            return True
+            return "held"
 
     @override
-    def hand_back(self, claim: Claim, reason: str) -> bool:
+    def hand_back(self, claim: Claim, reason: str) -> Held:
         with self._memory.turn() as now:
             if (entry := self._held(claim)) is None:
-                return False
+                return self._refusal(claim)
             if entry.job.cancel_reason is not None:
                 self._memory.finish_canceled(entry, entry.job.cancel_reason, now)
             else:
                 self._memory.requeue(entry, entry.job.attempt, reason, now)
                 self._memory.counts["released",] += 1
-            return True
+            return "held"
 
     def _held(self, claim: Claim) -> Entry | None:
         """The job, if the claim still owns it: the fence in front of every write."""
         entry = self._memory.unfinished.get(claim.job.id)
         owned = entry is not None and entry.token == claim.token
         return entry if owned else None
+
+    def _refusal(self, claim: Claim) -> Held:
+        """What a claim is told that may not write."""
+        return "lost" if claim.job.id in self._memory.jobs else "deleted"

@@ -1,6 +1,6 @@
 -- Store an artifact: arg.name, arg.media_type, bytes in ARGV[2].
 if not held() then
-  return 0
+  return refusal()
 end
 local name = ARTIFACT .. arg.name
 redis.call('SET', JOB .. ':' .. name, ARGV[2], 'EX', arg.ttl)

@@ -1,4 +1,4 @@
-"""What the parts of the API's side share: two clients, the scripts, Redis's clock."""
+"""What the parts of the API's side share: a client, the scripts, Redis's clock."""
 
 from typing import Any
 
@@ -11,11 +11,8 @@ from service.jobs.redis_store.connection import AsyncClient
 from service.jobs.store import JobStore
 from service.settings import Settings
 
-BLOCK = 15.0
-"""Seconds that one read of a stream may block."""
-
 CONNECTIONS = 10_000
-"""At most, of a pool; every open stream holds one."""
+"""At most, of the pool."""
 
 
 class RedisBase(JobStore):
@@ -27,15 +24,10 @@ class RedisBase(JobStore):
         # One retry: a pooled connection may be stale after Redis came back.
         retry = Retry(NoBackoff(), 1)
         self._redis = AsyncClient.from_url(url, retry=retry, max_connections=CONNECTIONS)
-        # A blocking read outlives the usual socket timeout, so it has a client of its own.
-        self._blocking = AsyncClient.from_url(
-            url, retry=retry, socket_timeout=BLOCK + 5, max_connections=CONNECTIONS
-        )
 
     @override
     async def close(self) -> None:
         await self._redis.aclose()
-        await self._blocking.aclose()
 
     @override
     async def ping(self) -> None:

@@ -1,7 +1,7 @@
 -- Append an event: arg.type, .data (JSON text). Of previews only the last few stay: arg.most_previews,
 -- .preview_bytes.
 if not held() then
-  return 0
+  return refusal()
 end
 local id = event(arg.type, arg.data)
 if arg.type == 'preview' then

@@ -109,6 +109,12 @@ local function held()
   return get('status') == 'running' and get('token') == arg.token
 end
 
+-- What a worker's script gives that may not write: 0 where another owns the job now, or may; -1
+-- where it was deleted.
+local function refusal()
+  return get('status') and 0 or -1
+end
+
 -- Take the job out of everything but its own keys.
 local function forget()
   leave_queue()

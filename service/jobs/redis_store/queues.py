@@ -10,13 +10,22 @@ from service.jobs.beat import Beat
 from service.jobs.job import Job
 from service.jobs.overview import Overview
 from service.jobs.parameters import PRIORITIES
+from service.jobs.recent import Recent
 from service.jobs.redis_store import keys
 from service.jobs.redis_store.base import RedisBase
 from service.jobs.redis_store.overview import look
+from service.settings import Settings
+
+RECENT = 0.5
+"""Seconds that what workers said is taken for what they say."""
 
 
 class Queues(RedisBase):
     """The part of the store that knows queues, models and workers."""
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__(settings)
+        self._recent = Recent(self.beats, RECENT)
 
     @override
     async def ahead(self, job: Job) -> tuple[int, float] | None:
@@ -53,3 +62,7 @@ class Queues(RedisBase):
         if dead:
             await cast(Any, self._redis.srem(keys.WORKERS, *dead))
         return [Beat(**json.loads(beat)) for beat in said if beat is not None]
+
+    @override
+    async def recent_beats(self) -> Sequence[Beat]:
+        return await self._recent()

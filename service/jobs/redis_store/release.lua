@@ -1,6 +1,6 @@
 -- Hand a claimed job back, unfinished: arg.reason.
 if not held() then
-  return 0
+  return refusal()
 end
 if get('cancel_reason') then
   finish_canceled(get('cancel_reason'))

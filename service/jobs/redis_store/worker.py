@@ -21,6 +21,9 @@ from service.jobs.redis_store.connection import Client, memory_low
 from service.jobs.store import StoreError
 from service.settings import Settings
 
+WRITTEN: dict[int, Held] = {1: "held", 0: "lost", -1: "deleted"}
+"""What a script that writes for a claim gives; see `refusal` of prelude.lua."""
+
 
 class RedisWorkerStore(WorkerStore):
     """A worker's jobs in Redis, over a blocking client."""
@@ -116,11 +119,16 @@ class RedisWorkerStore(WorkerStore):
         cards: Sequence[Mapping[str, Any]],
         ttl: float,
         rates: Mapping[str, float] | None = None,
+        failed: Mapping[str, str] | None = None,
     ) -> None:
         with self._redis.pipeline() as batch:
             for card in cards:
                 batch.hset(keys.MODELS, card["name"], json.dumps(card))
-            beat = Beat(models=[card["name"] for card in cards], rates=dict(rates or {}))
+            beat = Beat(
+                models=[card["name"] for card in cards],
+                rates=dict(rates or {}),
+                failed=dict(failed or {}),
+            )
             batch.set(keys.worker(self.worker_id), beat.to_json(), px=int(ttl * 1000))
             batch.sadd(keys.WORKERS, self.worker_id)
             batch.execute()
@@ -135,7 +143,7 @@ class RedisWorkerStore(WorkerStore):
         self.short = memory_low(self._redis.info("memory"))
 
     @override
-    def write_event(self, claim: Claim, kind: str, data: str) -> bool:
+    def write_event(self, claim: Claim, kind: str, data: str) -> Held:
         settings = self.settings
         return self._fenced(
             "event",
@@ -147,11 +155,11 @@ class RedisWorkerStore(WorkerStore):
         )
 
     @override
-    def write_artifact(self, claim: Claim, name: str, media_type: str, data: bytes) -> bool:
+    def write_artifact(self, claim: Claim, name: str, media_type: str, data: bytes) -> Held:
         return self._fenced("artifact", claim, data, name=name, media_type=media_type)
 
     @override
-    def finish(self, claim: Claim, end: End) -> bool:
+    def finish(self, claim: Claim, end: End) -> Held:
         return self._fenced(
             "finish",
             claim,
@@ -162,13 +170,13 @@ class RedisWorkerStore(WorkerStore):
         )
 
     @override
-    def hand_back(self, claim: Claim, reason: str) -> bool:
+    def hand_back(self, claim: Claim, reason: str) -> Held:
         return self._fenced("release", claim, reason=reason)
 
     def _fenced(
         self, script: str, claim: Claim, data: bytes | None = None, /, **named: Any
-    ) -> bool:
-        return bool(self._run(script, data, id=claim.job.id, token=claim.token, **named))
+    ) -> Held:
+        return WRITTEN[self._run(script, data, id=claim.job.id, token=claim.token, **named)]
 
     def _run(self, script: str, data: bytes | None = None, /, **named: Any) -> Any:
         named |= {"ttl": self.settings.job_ttl, "stream_length": self.settings.stream_length}

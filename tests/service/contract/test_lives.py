@@ -8,7 +8,7 @@ import pytest
 
 from service.jobs.events import FROM_THE_START, Event
 from service.jobs.job import Job, Status
-from service.jobs.lease import WorkerStore
+from service.jobs.lease import JobDeleted, WorkerStore
 from service.jobs.store import JobStore
 from tests.service.backends import Backend
 from tests.service.contract.conftest import Claimed, MakeWorker
@@ -164,7 +164,10 @@ async def test_a_deleted_job_is_gone_for_everyone(
     await store.delete(runs.id)
     await store.delete(ended.id)
     assert queued() == []
-    assert worker.renew([owned]) == ["lost"]
+    assert worker.renew([owned]) == ["deleted"]
+    for write in (owned.release, lambda: owned.event("step", {}), lambda: owned.succeed({})):
+        with pytest.raises(JobDeleted):
+            write()
     for job in (waits, runs, ended):
         assert await store.get(job.id) is None
         assert await store.read_events(job.id, FROM_THE_START, 1) == []

@@ -1,0 +1,1 @@
+"""The API under load: many open streams, and many submissions a second."""

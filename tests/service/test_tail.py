@@ -1,0 +1,132 @@
+"""One connection that follows the streams of many: who waits gets what comes, once, in order."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+
+from service.jobs.redis_store.connection import AsyncClient
+from service.jobs.redis_store.tail import Tail
+from service.jobs.store import READ, StoreError
+from tests.service.helpers import LIMIT
+
+pytestmark = pytest.mark.anyio
+START = "0-0"
+
+
+@pytest.fixture
+async def redis(redis_url: str) -> AsyncIterator[AsyncClient]:
+    client = AsyncClient.from_url(redis_url, retry=Retry(NoBackoff(), 1))
+    yield client
+    await client.aclose()
+
+
+@pytest.fixture
+async def tail(redis: AsyncClient, redis_url: str) -> AsyncIterator[Tail]:
+    tail = Tail(redis_url, redis, lambda key, fields: (key.decode(), int(fields[b"n"])))
+    yield tail
+    await tail.close()
+
+
+async def follow(tail: Tail, stream: str, count: int, after: str = START) -> list[int]:
+    """The numbers of so many entries."""
+    seen: list[int] = []
+    async with asyncio.timeout(LIMIT):
+        while len(seen) < count:
+            found = await tail.read(stream, after, LIMIT)
+            seen += [n for _, n in found]
+            after = found[-1][0] if found else after
+    return seen
+
+
+async def blocked(redis: AsyncClient, count: int) -> None:
+    async with asyncio.timeout(LIMIT):
+        while (await redis.info("clients"))["blocked_clients"] != count:
+            await asyncio.sleep(0.01)
+
+
+async def add(redis: AsyncClient, stream: str, *numbers: int) -> None:
+    for n in numbers:
+        await redis.xadd(stream, {"n": n})
+
+
+async def test_readers_of_many_streams_share_one_connection(tail: Tail, redis: AsyncClient):
+    tasks = [asyncio.create_task(follow(tail, f"s{n % 30}", 5)) for n in range(90)]
+    await blocked(redis, 1)
+    for n in range(5):
+        for stream in range(30):
+            await add(redis, f"s{stream}", 100 * stream + n)
+    for number, task in enumerate(tasks):
+        assert await task == [100 * (number % 30) + n for n in range(5)]
+
+
+async def test_a_stream_that_joins_does_not_wait_for_the_others(tail: Tail, redis: AsyncClient):
+    quiet = asyncio.create_task(follow(tail, "quiet", 1))
+    await blocked(redis, 1)
+    joins = asyncio.create_task(follow(tail, "joins", 2))
+    await asyncio.sleep(0)  # it has looked
+    await add(redis, "joins", 1, 2)
+    assert await asyncio.wait_for(joins, 2) == [1, 2]
+    await add(redis, "quiet", 3)
+    assert await quiet == [3]
+
+
+async def test_each_goes_on_from_where_it_was(tail: Tail, redis: AsyncClient):
+    await add(redis, "s", *range(3))
+    ids = [key.decode() for key, _ in await redis.xrange("s")]
+    tasks = [
+        asyncio.create_task(follow(tail, "s", 2 * READ - seen, after))
+        for seen, after in ((0, START), (1, ids[0]), (3, ids[2]))
+    ]
+    await blocked(redis, 1)
+    await add(redis, "s", *range(3, 2 * READ))
+    for seen, task in zip((0, 1, 3), tasks, strict=True):
+        assert await task == list(range(seen, 2 * READ))
+
+
+async def test_who_is_ahead_of_another_gets_nothing_twice(tail: Tail, redis: AsyncClient):
+    behind = asyncio.create_task(follow(tail, "s", 2))
+    ahead = asyncio.create_task(follow(tail, "s", 1, "5-0"))
+    await blocked(redis, 1)
+    await redis.xadd("s", {"n": 3}, id="3-0")
+    await asyncio.sleep(0.1)  # it is given to one of them, and the question asked anew
+    await redis.xadd("s", {"n": 6}, id="6-0")
+    assert await behind == [3, 6]
+    assert await ahead == [6]
+
+
+async def test_entries_are_made_once_for_all_who_wait(redis: AsyncClient, redis_url: str):
+    made: list[bytes] = []
+
+    def entry(key: bytes, fields: dict[bytes, bytes]) -> Any:
+        made.append(key)
+        return key.decode(), 0
+
+    tail = Tail(redis_url, redis, entry)
+    tasks = [asyncio.create_task(follow(tail, "s", 1)) for _ in range(20)]
+    await blocked(redis, 1)
+    await add(redis, "s", 0)
+    await asyncio.gather(*tasks)
+    assert len(made) == 1
+    await tail.close()
+
+
+async def test_nothing_in_time_is_nothing(tail: Tail):
+    assert list(await tail.read("s", START, 0.01)) == []
+
+
+async def test_who_waits_is_told_that_redis_is_away_and_may_wait_again(
+    tail: Tail, redis: AsyncClient
+):
+    first = asyncio.create_task(follow(tail, "s", 1))
+    await blocked(redis, 1)
+    await redis.client_kill_filter(_type="normal", skipme=True)
+    with pytest.raises(StoreError):
+        await first
+    again = asyncio.create_task(follow(tail, "s", 1))
+    await blocked(redis, 1)
+    await add(redis, "s", 7)
+    assert await again == [7]
