@@ -25,7 +25,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import model
 from model import checkpoint
-from model.inference import prepare
+from model.inference import SharedAmongCores, prepare
 from model.likelihood import Hutchinson, dequantize, log_likelihood
 from model.pf_ode import Adaptive
 from model.query import Condition, run
@@ -277,6 +277,11 @@ def main() -> None:
                     copy.deepcopy(plain), compile=True, sizes=(rows,)
                 )
             networks["ours, prepared, bf16"] = lowered
+            if options.threads > 1:
+                networks["ours, shared among cores"] = SharedAmongCores(served, options.threads)
+                networks["ours, shared among cores, bf16"] = SharedAmongCores(
+                    lowered, options.threads
+                )
             for name, network in networks.items():
                 off = float((network(*asked) - reference).abs().max())
                 print(f"{name}: off the plain reference by {off:.1e}")

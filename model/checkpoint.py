@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from model.analytic import GaussianMixture, GaussianMixtureConfig
 from model.data import DataSpec
 from model.denoiser import Denoiser
-from model.inference import prepare
+from model.inference import SharedAmongCores, prepare
 from model.prediction import TO_EPS
 from model.process import PROCESSES, Process
 from model.unet import UNet, UNetConfig
@@ -115,20 +115,24 @@ class Checkpoint:
         *,
         precision: torch.dtype = torch.float32,
         compile: bool = False,  # noqa: A002
+        cores: int = 1,
     ) -> Denoiser:
         """The network ready to answer queries on a device; its weights get no gradients.
 
         precision, compile: of a second copy for rows that need neither gradients nor to be
-        reproducible; see `model.inference.prepare`, which also says what it raises.
+        reproducible; see `model.inference.prepare`, which also says what it raises. cores: of a
+        CPU, that share such rows, unless the copy is compiled.
         """
         device = torch.device(device)
         dtype = dtype_of(self.description.architecture)
         network = prepare(self.network.to(device).eval().requires_grad_(False), device=device)
-        fast = None
+        fast: nn.Module | None = None
         if isinstance(self.network, UNet) and (precision != torch.float32 or compile):
             copy = build_network(self.description.architecture)
             copy.load_state_dict(self.network.state_dict())
             fast = prepare(copy.eval(), device=device, dtype=precision, compile=compile)
+        if isinstance(self.network, UNet) and device.type == "cpu" and cores > 1 and not compile:
+            fast = SharedAmongCores(fast or network, cores)
         return Denoiser(
             network=network,
             prediction=self.description.prediction,

@@ -33,8 +33,8 @@ class Denoiser:
 
     prediction: what the network predicts, a name in `model.prediction.TO_EPS`.
     dtype, device: the network's own. Answers are float64 on the query's device.
-    fast: the same network in lower precision or compiled, for rows that need neither gradients
-        nor to be reproducible; the network itself if left out.
+    fast: the same network in lower precision, compiled or shared among cores, for rows that need
+        neither gradients nor to be reproducible; the network itself if left out.
     """
 
     network: nn.Module

@@ -4,8 +4,8 @@ In float32 nothing here changes what a network computes: outputs move by less th
 scale, and a checkpoint's keys and shapes stay. It changes how: weights and activations lie
 channels-last; group norms that torch's kernel is slow at have one of their own; where bf16 is asked
 for, a processor computes the products in it and the rest in float32; and, where asked and a C++
-compiler is there, batches of fixed sizes run compiled. `benchmarks/network.py` measures it against
-diffusers' `UNet2DModel`.
+compiler is there, batches of fixed sizes run compiled. Cores may share a batch by its rows.
+`benchmarks/network.py` measures it against diffusers' `UNet2DModel`.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from typing import cast
 
 import torch
@@ -28,6 +29,9 @@ VECTOR = 8
 
 LARGE = 1 << 16
 """Values an input from which fewer passes over it outweigh more calls."""
+
+PIECE = 1 << 10
+"""Values of a batch from which a core of its own is worth while."""
 
 
 def prepare(
@@ -134,6 +138,38 @@ class FixedSizes(nn.Module):
         rows = len(piece[0])
         size = next(size for size in self.sizes if size >= rows)
         return self.call(*(_pad(part, size) for part in piece))[:rows]
+
+
+class SharedAmongCores(nn.Module):
+    """Gives each core of a CPU some of a batch's rows, where no gradients are asked for.
+
+    Threads that share every operation meet hundreds of times a call, and each time all wait for the
+    one whose core had something else to do. With rows of their own they meet once. cores: how many
+    threads the process may keep busy. A row's answer may differ in its last bits from that of the
+    network itself.
+    """
+
+    def __init__(self, network: nn.Module, cores: int) -> None:
+        super().__init__()
+        self.network = network
+        self.cores = cores
+        self._threads = ThreadPoolExecutor(cores, thread_name_prefix="network")
+
+    def forward(self, u: Tensor, log_snr: Tensor, label: Tensor) -> Tensor:
+        """As the network's."""
+        pieces = min(self.cores, len(u), u.numel() // PIECE)
+        if pieces < 2 or torch.is_grad_enabled():
+            return cast(Tensor, self.network(u, log_snr, label))
+        parts = zip(*(part.tensor_split(pieces) for part in (u, log_snr, label)), strict=True)
+        calls = [self._threads.submit(self._piece, self.cores // pieces, *part) for part in parts]
+        wait(calls)  # also where one fails: nothing goes on in the background
+        return torch.cat([call.result() for call in calls])
+
+    def _piece(self, threads: int, u: Tensor, log_snr: Tensor, label: Tensor) -> Tensor:
+        if torch.get_num_threads() != threads:
+            torch.set_num_threads(threads)  # of this thread alone
+        with torch.no_grad():
+            return cast(Tensor, self.network(u, log_snr, label))
 
 
 def _pad(part: Tensor, size: int) -> Tensor:

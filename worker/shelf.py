@@ -29,7 +29,7 @@ from model.denoiser import Denoiser
 from worker.header import Header, read_header
 from worker.knee import Curve, Curves
 from worker.metrics import Metrics
-from worker.threads import use_all_cores
+from worker.threads import CORES, use_all_cores
 
 SHIPPED = Path(model.__file__).parent / "zoo"
 
@@ -357,7 +357,7 @@ class Shelf:
         start = time.monotonic()
         checkpoint = _load(header)
         denoiser = checkpoint.denoiser(
-            self.device, precision=self._precision, compile=self._compile
+            self.device, precision=self._precision, compile=self._compile, cores=CORES
         )
         loaded = time.monotonic()
         curve = self._curves.of(checkpoint, denoiser, lambda: self._idle_but_for(header.digest))

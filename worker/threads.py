@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import torch
 
-_CORES = torch.get_num_threads()
+CORES = torch.get_num_threads()
 """What OMP_NUM_THREADS says, else the machine's cores: read before anyone changed it."""
 
 
 def use_all_cores() -> None:
     """For the engine's thread, and for one that ends soon."""
-    _use(_CORES)
+    _use(CORES)
 
 
 def use_one_core() -> None:
