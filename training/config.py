@@ -151,13 +151,20 @@ class EmaSection(_Section):
 
 
 class EvaluateSection(_Section):
-    """What is measured once the weights are there; see `training.evaluation`."""
+    """What is measured once the weights are there; see `training.evaluation.evaluate.Settings`.
 
-    tolerance: Annotated[float, Field(gt=0.0)] = 1e-3
+    images: held-out images for likelihood and bound, at most. samples: drawn for the card, the
+    report and what compares them with images. Tolerance and probes are those of /loglik, whose
+    percentiles the checkpoint's quantiles are for.
+    """
+
+    images: Annotated[int, Field(ge=2)] = 500
+    tolerance: Annotated[float, Field(gt=0.0)] = 1e-2
     probes: Annotated[int, Field(ge=1)] = 8
     max_calls: Annotated[int, Field(ge=9)] = 2000
     sample_steps: Annotated[int, Field(ge=2)] = 250
-    samples_per_class: Annotated[int, Field(ge=8)] = 20
+    samples: Annotated[int, Field(ge=8)] = 200
+    features: str = "pixels"
 
 
 class Config(_Section):

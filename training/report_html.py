@@ -20,13 +20,14 @@ from model.checkpoint import Checkpoint
 from model.data import DataSpec
 from training import report_charts
 from training.evaluation.evaluate import Evaluation
+from training.report import grid_rows
 from training.report_charts import Bars, Series
 
 _GRID = 100  # samples shown at most
 _POINTS = 400  # of the loss curve
 _SMOOTH = 40
 _BINS = 40
-_SMALL = 1e-3  # below, a value with its error is written as a power of ten
+_SMALL = 1e-4  # below, a value with its error is written as a power of ten
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,7 +158,7 @@ def _pictures(spec: DataSpec, evaluation: Evaluation) -> dict[str, Any]:
     assert evaluation.strip is not None
     assert evaluation.neighbours is not None
     assert evaluation.neighbour_distances is not None
-    chosen, columns = _grid_rows(evaluation.labels, spec.classes)
+    chosen, columns = grid_rows(evaluation.labels, spec.classes, _GRID)
     unit = 1.0 / math.sqrt(spec.dimensions)
     names = spec.class_names or ()
     shown = [names[i] if 0 <= i < len(names) else "" for i in evaluation.shown_labels]
@@ -186,19 +187,6 @@ def _pictures(spec: DataSpec, evaluation: Evaluation) -> dict[str, Any]:
             )
         ],
     }
-
-
-def _grid_rows(labels: Tensor, classes: int) -> tuple[list[int], int]:
-    """Which samples are shown, and in how many columns: a class a column where there are few."""
-    listed = labels.tolist()
-    if min(listed) < 0 or not 2 <= classes <= 20:
-        count = min(_GRID, len(listed))
-        return [round(i * (len(listed) - 1) / max(count - 1, 1)) for i in range(count)], 10
-    by_class = [[i for i, label in enumerate(listed) if label == one] for one in range(classes)]
-    rows = min(_GRID // classes, *(len(some) for some in by_class))
-    if rows == 0:
-        return list(range(min(_GRID, len(listed)))), 10
-    return [by_class[one][row] for row in range(rows) for one in range(classes)], classes
 
 
 def _picture(spec: DataSpec, x: Tensor, columns: int) -> str:

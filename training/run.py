@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import platform
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -18,11 +16,10 @@ from torch import Tensor
 
 from model import checkpoint as checkpoints
 from model.checkpoint import Checkpoint, Description
-from model.pf_ode import Adaptive
-from model.query import UNCONDITIONAL
-from training import build, data, evaluation, folder, loop, parallel, report
+from training import build, data, folder, loop, parallel
 from training.config import Config
 from training.data import Dataset
+from training.finish import finish
 from training.parallel import World
 from training.preview import Preview
 from training.trainer import Trainer
@@ -44,7 +41,7 @@ class Fitted:
 def run(
     config: Config, *, name: str, out: Path, command: str, resume: bool = False
 ) -> Checkpoint | None:
-    """Train by the configuration and fill ``out`` with name.safetensors, name.png and name.md.
+    """Train by the configuration and fill ``out`` with name.safetensors and what `finish` writes.
 
     resume: go on from the last state in ``out``, or begin where there is none. Under torchrun every
     process calls this; only the first writes, and returns the checkpoint.
@@ -62,7 +59,17 @@ def run(
         checkpoints.save(out / "ema" / f"{name}-{decay}.safetensors", fitted.description, weights)
     console = Console()
     console.print(f"wrote {path} after {fitted.seconds:.0f} s; evaluating", highlight=False)
-    return _evaluate(config, fitted, name, out, command)
+    checkpoint = finish(
+        config,
+        fitted.dataset,
+        path,
+        command=command,
+        seconds=fitted.seconds,
+        machine=fitted.machine,
+        say=lambda words: console.print(f"… {words}", highlight=False),
+    )
+    console.print(f"{path} is {checkpoint.digest}", highlight=False)
+    return checkpoint
 
 
 def fit(config: Config, out: Path, *, resume: bool = False) -> Fitted | None:
@@ -101,38 +108,6 @@ def fit(config: Config, out: Path, *, resume: bool = False) -> Fitted | None:
         seconds=trained.seconds,
         machine=machine,
     )
-
-
-def _evaluate(config: Config, fitted: Fitted, name: str, out: Path, command: str) -> Checkpoint:
-    """Card, grid and metrics of the checkpoint that was just written."""
-    dataset = fitted.dataset
-    checkpoint = checkpoints.load(out / f"{name}.safetensors")
-    conditional = None
-    if dataset.spec.classes and config.model.class_conditional:
-        conditional = _held_out_bits(checkpoint, dataset, config, conditional=True)
-    unconditional = _held_out_bits(checkpoint, dataset, config, conditional=False)
-    accuracy = _sample_grid(checkpoint, dataset, config, out / f"{name}.png")
-    text = report.card(
-        name=name,
-        command=command,
-        checkpoint=checkpoint,
-        config=config,
-        seconds=fitted.seconds,
-        machine=fitted.machine,
-        unconditional=unconditional,
-        conditional=conditional,
-        accuracy=accuracy,
-    )
-    (out / f"{name}.md").write_text(text)
-    metrics = {
-        "seconds": fitted.seconds,
-        "bits_per_dim": dataclasses.asdict(unconditional),
-        "bits_per_dim_given_class": conditional and dataclasses.asdict(conditional),
-        "class_accuracy": accuracy,
-    }
-    (out / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
-    Console().print(text, markup=False)
-    return checkpoint
 
 
 @contextmanager
@@ -189,36 +164,6 @@ def _summary(config: Config, dataset: Dataset, loss: float) -> dict[str, Any]:
         "loss": loss,
         "config": config.model_dump(mode="json"),
     }
-
-
-def _held_out_bits(
-    checkpoint: Checkpoint, dataset: Dataset, config: Config, *, conditional: bool
-) -> evaluation.BitsPerDim:
-    section = config.evaluate
-    return evaluation.held_out_bits_per_dim(
-        checkpoint,
-        dataset.held_out,
-        conditional=conditional,
-        solver=Adaptive(tolerance=section.tolerance, max_calls=section.max_calls),
-        probes=section.probes,
-    )
-
-
-def _sample_grid(
-    checkpoint: Checkpoint, dataset: Dataset, config: Config, path: Path
-) -> float | None:
-    """Save a grid, one class a column; the share of samples with the class that was asked for."""
-    section = config.evaluate
-    classes = dataset.spec.classes if config.model.class_conditional else 0
-    labels = torch.arange(classes).repeat(section.samples_per_class)
-    if not classes:
-        labels = torch.full((64,), UNCONDITIONAL)
-    x = evaluation.samples(checkpoint, labels, steps=section.sample_steps)
-    columns = classes or 8
-    report.save_grid(path, dataset.spec, x[: 8 * columns], columns)
-    if not classes:
-        return None
-    return evaluation.class_accuracy(dataset.spec.to_levels(x), labels, dataset.train)
 
 
 def _machine(world: World) -> str:

@@ -28,7 +28,14 @@ TINY: dict[str, dict[str, Any]] = {
         "threads": 1,
     },
     # Twelve steps leave a rough field: one that an accurate solver would take minutes for.
-    "evaluate": {"tolerance": 0.1, "probes": 1, "max_calls": 40, "sample_steps": 10},
+    "evaluate": {
+        "tolerance": 0.1,
+        "probes": 1,
+        "max_calls": 40,
+        "images": 8,
+        "samples": 80,
+        "sample_steps": 10,
+    },
 }
 
 # A server that has imported torch, and used none of its threads: its children start at once.

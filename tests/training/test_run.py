@@ -29,6 +29,8 @@ def test_a_run_leaves_a_checkpoint_a_card_and_a_grid(tmp_path: Path) -> None:
     assert "fokker train tiny.toml --out here" in card
     assert "held-out bits/dim" in card
     assert loaded.digest in card
+    assert loaded.digest in (tmp_path / "tiny.html").read_text()
+    assert "<h2>Training loss</h2>" in (tmp_path / "tiny.html").read_text()
     with Image.open(tmp_path / "tiny.png") as grid:
         assert grid.size == ((10 * 9 - 1) * 6, (8 * 9 - 1) * 6)
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 12

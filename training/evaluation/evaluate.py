@@ -23,13 +23,14 @@ from training.data import Dataset, Split
 from training.evaluation import features, sampling
 from training.evaluation.bound import Bound, bound
 from training.evaluation.features import Extractor
-from training.evaluation.frechet import Features, frechet_distance, kernel_distance
+from training.evaluation.frechet import Features, Gaussian, frechet_distance, kernel_distance
 from training.evaluation.likelihood import (
     Likelihoods,
     LikelihoodSettings,
     likelihoods,
 )
 from training.evaluation.neighbours import (
+    K,
     Nearest,
     memorisation,
     nearest_of_many,
@@ -71,14 +72,15 @@ class Settings:
 class Evaluation:
     """document: all figures, JSON values only. The rest is for a report.
 
-    likelihoods: of each held-out image. bound: its curve. samples: x ``(rows, C, H, W)``, with
-    their labels. Of a few of them, whose labels are ``shown_labels``: strip, how they emerge from
-    noise, ``(shown, pictures, C, H, W)``; neighbours: levels of the training images nearest to
-    them, ``(shown, k, C, H, W)``, with their distances.
+    likelihoods: of each held-out image; given: its class, None without classes. bound: its curve.
+    samples: x ``(rows, C, H, W)``, with their labels. Of a few of them, whose labels are
+    ``shown_labels``: strip, how they emerge from noise, ``(shown, pictures, C, H, W)``; neighbours:
+    levels of the training images nearest to them, ``(shown, k, C, H, W)``, with their distances.
     """
 
     document: dict[str, Any]
     likelihoods: Likelihoods
+    given: Likelihoods | None
     bound: Bound
     samples: Tensor | None = None
     labels: Tensor | None = None
@@ -104,6 +106,9 @@ def evaluate(
             f"the checkpoint is of images {spec.shape} with {spec.levels} levels, "
             f"the data {dataset.name} have {dataset.spec.shape} and {dataset.spec.levels}"
         )
+    if settings.samples and min(settings.samples, len(dataset.held_out)) <= K:
+        say(f"nothing about samples: more than {K} of them and of held-out images are needed")
+        settings = dataclasses.replace(settings, samples=0)
     extract = features.extractor(settings.features, spec, settings.device)
     seconds: dict[str, float] = {}
     levels, labels = _some(dataset.held_out, settings.images)
@@ -135,6 +140,7 @@ def evaluate(
     found = Evaluation(
         document=document,
         likelihoods=plain,
+        given=given,
         bound=lower,
     )
     if settings.samples:
@@ -214,13 +220,14 @@ def _distances(samples: Features, train: Features, held_out: Features) -> dict[s
     some, real = (
         of[np.linspace(0, len(of) - 1, same).round().astype(int)] for of in (samples, held_out)
     )
+    known = Gaussian.of(train)
     return {
         "frechet": {
-            "samples": frechet_distance(samples, train),
+            "samples": frechet_distance(Gaussian.of(samples), known),
             "of_equally_many": {
                 "images": same,
-                "samples": frechet_distance(some, train),
-                "held_out": frechet_distance(real, train),
+                "samples": frechet_distance(Gaussian.of(some), known),
+                "held_out": frechet_distance(Gaussian.of(real), known),
             },
         },
         "kid": {

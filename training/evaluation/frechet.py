@@ -30,23 +30,37 @@ class Estimate:
     standard_error: float
 
 
-def frechet_distance(first: Features, second: Features) -> float:
-    """The Fréchet distance of two Gaussians with the sets' means and (unbiased) covariances.
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Gaussian:
+    """mean ``(d,)``; root: A ``(d, k)`` with A Aᵀ the covariance, whose trace is ``variance``."""
 
-    Raises `ValueError` for sets of fewer than two images, or of unequal d.
+    mean: Features
+    root: Features
+    variance: float
+
+    @classmethod
+    def of(cls, features: Features) -> Gaussian:
+        """With a set's mean and unbiased covariance; `ValueError` for fewer than two images."""
+        _require_sets(features)
+        n, d = features.shape
+        centred = features - features.mean(0)
+        variance = float(np.square(centred).sum()) / (n - 1)
+        root = centred.T / math.sqrt(n - 1)
+        if n > d:
+            values, vectors = np.linalg.eigh(root @ root.T)
+            root = vectors * np.sqrt(values.clip(min=0.0))
+        return cls(mean=features.mean(0), root=root, variance=variance)
+
+
+def frechet_distance(first: Gaussian, second: Gaussian) -> float:
+    """The Fréchet distance of two Gaussians.
+
+    tr (Σ₁ Σ₂)^½ is the sum of the singular values of A₁ᵀ A₂. A matrix root of Σ₁ Σ₂, as it is
+    mostly computed, is not real where a covariance is singular.
     """
-    _require_alike(first, second)
-    roots, traces = [], []
-    for features in (first, second):
-        covariance = np.atleast_2d(np.cov(features, rowvar=False))
-        values, vectors = np.linalg.eigh(covariance)
-        roots.append(vectors * np.sqrt(values.clip(min=0.0)))  # A with A Aᵀ = Σ
-        traces.append(float(np.trace(covariance)))
-    # (Σ₁ Σ₂)^½ has the eigenvalues of (A₁ᵀ A₂)(A₁ᵀ A₂)ᵀ's root: the singular values of A₁ᵀ A₂.
-    # Unlike a matrix root of Σ₁ Σ₂ these stay real where a covariance is singular.
-    shared = float(np.linalg.svd(roots[0].T @ roots[1], compute_uv=False).sum())
-    apart = float(np.square(first.mean(0) - second.mean(0)).sum())
-    return apart + sum(traces) - 2.0 * shared
+    shared = float(np.linalg.svd(first.root.T @ second.root, compute_uv=False).sum())
+    apart = float(np.square(first.mean - second.mean).sum())
+    return apart + first.variance + second.variance - 2.0 * shared
 
 
 def kernel_distance(first: Features, second: Features) -> Estimate:
@@ -57,7 +71,7 @@ def kernel_distance(first: Features, second: Features) -> Estimate:
 
     Raises `ValueError` for sets of fewer than three images, or of unequal d.
     """
-    _require_alike(first, second)
+    _require_sets(first, second)
     m, n = len(first), len(second)
     if min(m, n) < 3:
         raise ValueError(f"leaving one out needs 3 images a set, got {m} and {n}")
@@ -86,11 +100,10 @@ def _kernel_sums(of: Features, others: Features, itself: bool = True) -> Feature
     return sums if itself else sums - (np.square(of).sum(1) / d + 1.0) ** 3
 
 
-def _require_alike(first: Features, second: Features) -> None:
-    if first.ndim != 2 or second.ndim != 2 or first.shape[1] != second.shape[1]:
-        raise ValueError(
-            "two sets of features (images, d) of one d are needed, "
-            f"got shapes {first.shape} and {second.shape}"
-        )
-    if min(len(first), len(second)) < 2:
-        raise ValueError(f"at least 2 images a set are needed, got {len(first)} and {len(second)}")
+def _require_sets(*sets: Features) -> None:
+    if any(one.ndim != 2 for one in sets) or len({one.shape[1] for one in sets}) != 1:
+        shapes = " and ".join(str(one.shape) for one in sets)
+        raise ValueError(f"sets of features (images, d) of one d are needed, got shapes {shapes}")
+    if min(len(one) for one in sets) < 2:
+        counts = " and ".join(str(len(one)) for one in sets)
+        raise ValueError(f"at least 2 images a set are needed, got {counts}")

@@ -7,7 +7,12 @@ import numpy as np
 import pytest
 from scipy import linalg
 
-from training.evaluation.frechet import frechet_distance, kernel_distance
+from training.evaluation import frechet
+from training.evaluation.frechet import Gaussian, kernel_distance
+
+
+def frechet_distance(first: np.ndarray, second: np.ndarray) -> float:
+    return frechet.frechet_distance(Gaussian.of(first), Gaussian.of(second))
 
 
 def normal(seed: int, n: int, d: int) -> np.ndarray:
@@ -60,9 +65,25 @@ def test_a_constant_feature_adds_its_difference_alone() -> None:
 
 @pytest.mark.parametrize(("a", "b"), [((4, 2), (4, 3)), ((1, 2), (4, 2)), ((4,), (4, 2))])
 def test_sets_that_do_not_compare_are_refused(a: tuple[int, ...], b: tuple[int, ...]) -> None:
-    for distance in (frechet_distance, kernel_distance):
-        with pytest.raises(ValueError, match="needed"):
-            distance(np.zeros(a), np.zeros(b))
+    with pytest.raises(ValueError, match="needed"):
+        kernel_distance(np.zeros(a), np.zeros(b))
+
+
+@pytest.mark.parametrize("shape", [(1, 2), (4,), (2, 2, 2)])
+def test_what_is_no_set_has_no_gaussian(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="needed"):
+        Gaussian.of(np.zeros(shape))
+
+
+@pytest.mark.parametrize("n", [5, 12, 13, 40])
+def test_a_gaussian_has_the_sets_moments_whichever_is_larger(n: int) -> None:
+    points = normal(0, n, 12) @ normal(1, 12, 12) + 3.0
+    found = Gaussian.of(points)
+    covariance = np.cov(points, rowvar=False)
+    assert np.allclose(found.mean, points.mean(0))
+    assert np.allclose(found.root @ found.root.T, covariance)
+    assert found.variance == pytest.approx(float(np.trace(covariance)))
+    assert min(n, 12) == found.root.shape[1]
 
 
 def by_loops(x: np.ndarray, y: np.ndarray) -> float:
