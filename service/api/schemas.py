@@ -3,7 +3,7 @@
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
-from pydantic.json_schema import models_json_schema
+from pydantic.json_schema import JsonSchemaMode, models_json_schema
 
 from service.jobs.job import Status
 from service.jobs.parameters import (
@@ -142,8 +142,8 @@ DOCUMENTED: tuple[type[BaseModel], ...] = (
 
 def component_schemas() -> dict[str, Any]:
     """The schemas of the request bodies, which the routes read by hand."""
-    models = [(model, "validation") for model in DOCUMENTED]
-    _, definitions = models_json_schema(models, ref_template=REF)  # type: ignore[arg-type]
+    models: list[tuple[type[BaseModel], JsonSchemaMode]] = [(m, "validation") for m in DOCUMENTED]
+    _, definitions = models_json_schema(models, ref_template=REF)
     schemas: dict[str, Any] = definitions["$defs"]
     return schemas
 
