@@ -1,6 +1,7 @@
 """The API under uvicorn, in one process or in several that share a port and their metrics."""
 
 import os
+import resource
 import signal
 import socket
 import sys
@@ -60,10 +61,17 @@ def run(settings: Settings) -> None:
     check_exposure(settings, settings.host, read_keys(settings))
     settings.require_redis()
     configure(settings)
+    _allow_many_files()
     if settings.api_processes > 1:
         _run_several(settings)
     else:
         Server(_config(settings, create_app(settings))).run()
+
+
+def _allow_many_files() -> None:
+    """Raise this process's limit of open files as far as it may: a stream takes two of them."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def _run_several(settings: Settings) -> None:

@@ -110,6 +110,11 @@ def test_processes_share_a_port_and_their_metrics_and_are_replaced(
         # What the killed one has answered stays counted.
         assert value(client, "fokker_http_requests_total", *healthy) == 20
 
+        # As many open files as there may be: streams take two each.
+        limits = Path(f"/proc/{children(log)[-1]}/limits").read_text()
+        soft, hard = re.findall(r"^Max open files +(\d+) +(\d+)", limits, re.MULTILINE)[0]
+        assert soft == hard
+
         process.terminate()
         assert process.wait(10) == 0
     assert not list(log.parent.glob("fokker-metrics-*"))
