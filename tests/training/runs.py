@@ -33,7 +33,7 @@ TINY: dict[str, dict[str, Any]] = {
         "probes": 1,
         "max_calls": 40,
         "images": 8,
-        "samples": 80,
+        "samples": 200,
         "sample_steps": 10,
     },
 }

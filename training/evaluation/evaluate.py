@@ -163,7 +163,7 @@ def _with_samples(
     conditional = _conditional(checkpoint, dataset)
     labels = torch.full((count,), UNCONDITIONAL)
     if conditional:
-        labels = sampling.labels_like(dataset.train.labels, count)
+        labels = sampling.labels_like(dataset.train.labels, count, settings.seed)
     seeds, steps = torch.tensor(image_seeds(settings.seed, count)), settings.sample_steps
     with _timed(seconds, "samples", say, f"{count} samples of {steps} steps"):
         x = sampling.draw(checkpoint, labels, seeds, steps=steps, device=settings.device)

@@ -73,10 +73,14 @@ def denoising(
     return torch.stack([*seen, x], dim=1)
 
 
-def labels_like(labels: Tensor, count: int) -> Tensor:
-    """As many labels, in the given ones' proportions: int64 ``(count,)``, sorted."""
-    places = (torch.arange(count, dtype=torch.float64) + 0.5) * len(labels) / count
-    return labels.sort().values[places.long()]
+def labels_like(labels: Tensor, count: int, seed: int = 0) -> Tensor:
+    """As many of the given labels, drawn at random with replacement: int64 ``(count,)``, sorted.
+
+    In exact proportions they would not be independent, and samples of them more even than images
+    are: the kernel distance of a good model would come out below zero.
+    """
+    chosen = torch.randint(len(labels), (count,), generator=torch.Generator().manual_seed(seed))
+    return labels[chosen].sort().values
 
 
 def class_accuracy(levels: Tensor, labels: Tensor, real: Split) -> float:

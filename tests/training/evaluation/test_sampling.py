@@ -13,11 +13,14 @@ from training.evaluation.sampling import (
 )
 
 
-def test_labels_come_in_the_given_ones_proportions() -> None:
+def test_labels_are_drawn_independently_from_the_given_ones() -> None:
     labels = torch.tensor([0] * 30 + [2] * 60 + [1] * 10)
-    found = labels_like(labels, 50)
-    assert torch.bincount(found).tolist() == [15, 5, 30]
-    assert torch.bincount(labels_like(labels, 1000)).tolist() == [300, 100, 600]
+    share, n = torch.tensor([0.3, 0.1, 0.6]), 200
+    counts = torch.stack([torch.bincount(labels_like(labels, n, seed)) for seed in range(200)])
+    spread = (n * share * (1 - share)).sqrt()
+    assert bool(((counts.double().mean(0) - n * share).abs() < 4 * spread / 200**0.5).all())
+    assert torch.allclose(counts.double().std(0), spread.double(), rtol=0.2)
+    assert torch.equal(labels_like(labels, 50, 3), labels_like(labels, 50, 3))
 
 
 def test_samples_of_a_seed_are_those_of_its_images_seeds(checkpoint: Checkpoint) -> None:
