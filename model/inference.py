@@ -65,7 +65,9 @@ def prepare(
     if dtype != torch.float32:
         (_lower_products if on_cpu else _lower)(network, dtype)
     if not compile:
-        if on_cpu:
+        if on_cpu and torch.backends.cpu.get_cpu_capability() != "AVX512":
+            # There, torch's kernel is slow, but a dozen calls in its place keep the interpreter
+            # from the other cores' threads for longer than they save.
             _replace_norms(network)
         return network
     if not can_compile():
