@@ -56,6 +56,16 @@ _ERROR = torch.tensor(
 )
 
 
+def power(base: Tensor, exponent: float) -> Tensor:
+    """base ** exponent for base ≥ 0, the same to the bit wherever an element stands.
+
+    torch computes the bulk of a tensor by vector instructions and what is left over one by one. Of
+    pow, sinh and sigmoid in float64, unlike exp, log, expm1 and tanh, the two differ in the last
+    bit: a row's answer would depend on how many others there are.
+    """
+    return (exponent * base.log()).exp()
+
+
 ErrorNorm = Callable[[Tensor, Tensor], Tensor]
 """Maps (error (rows, n), size of the state (rows, n)) to (rows,); a step is accepted below 1."""
 
@@ -140,7 +150,7 @@ class AdaptiveRows:
         length = torch.where(
             steepest <= 1e-15,
             (1e-3 * tried).clamp_min(1e-6),
-            (0.01 / steepest.clamp_min(1e-300)) ** (1 / _ORDER),
+            power(0.01 / steepest.clamp_min(1e-300), 1 / _ORDER),
         )
         self.slots["step"][at] = torch.minimum(100.0 * tried, length)
         self._next_step(at)
@@ -159,7 +169,7 @@ class AdaptiveRows:
         )
         slope = torch.where(accepted[:, None], k[:, -1], k[:, 0])
         s["k"][at, 0] = slope
-        factor = (_SAFETY * ratio.clamp_min(1e-10) ** (-1 / _ORDER)).clamp(_SHRINK, _GROW)
+        factor = (_SAFETY * power(ratio.clamp_min(1e-10), -1 / _ORDER)).clamp(_SHRINK, _GROW)
         factor = torch.where(~accepted | s["rejected"][at], factor.clamp_max(1.0), factor)
         step = h.abs() * torch.where(torch.isfinite(ratio), factor, _SHRINK)
         s["step"][at], s["rejected"][at] = step, ~accepted

@@ -20,7 +20,15 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from model.adaptive import FIRST_STAGE, LAST_STAGE, AdaptiveRows, ErrorNorm, Stepped, relative_norm
+from model.adaptive import (
+    FIRST_STAGE,
+    LAST_STAGE,
+    AdaptiveRows,
+    ErrorNorm,
+    Stepped,
+    power,
+    relative_norm,
+)
 from model.prediction import rows
 from model.process import Process
 from model.query import CPU, Answer, Asked, Condition, Course, Part, Query, Store
@@ -37,8 +45,8 @@ def clock(process: Process) -> tuple[float, float]:
 
 
 def log_snr_at(tau: Tensor) -> Tensor:
-    """λ = −2 log sinh τ, since σ/α = sinh τ."""
-    return -2.0 * torch.sinh(tau).log()
+    """λ = −2 log sinh τ, since σ/α = sinh τ; by functions that `power` may use."""
+    return 2.0 * (math.log(2.0) - tau - (-torch.expm1(-2.0 * tau)).log())
 
 
 def velocity(tau: Tensor, u: Tensor, eps: Tensor) -> Tensor:
@@ -265,7 +273,7 @@ class FlowingRows(Store[_Flowing]):
         moved = (eps * stepped.error[:, :d]).sum(1) / sin
         size = moved.abs() + stepped.error[:, d:].mean(1).abs()
         ratio = stepped.error[:, :d].norm(dim=1) / stepped.defect[:, :d].norm(dim=1)
-        factor = torch.nan_to_num((_GAIN * ratio) ** _POWER, nan=1.0, posinf=1.0)
+        factor = torch.nan_to_num(power(_GAIN * ratio, _POWER), nan=1.0, posinf=1.0)
         self._rows["error"][at] += torch.where(stepped.accepted, (factor * size).square(), 0.0)
 
     def _norm(self, at: Tensor) -> ErrorNorm:

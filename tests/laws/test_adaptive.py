@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from model.adaptive import AdaptiveRows, relative_norm
 from model.flow import clock, log_snr_at, velocity
+from model.noise import Stream, normal
 from model.pf_ode import Adaptive, FixedGrid, Flowed, decode, encode
 from model.process import VPLinear
 from model.query import Condition, run
@@ -119,6 +120,31 @@ def test_a_last_step_that_is_rejected_is_made_shorter(steepness: float) -> None:
             phase += 1
         assert rows.slots["converged"][at].all(), tolerance
         assert rows.slots["y"][at].item() == pytest.approx(1.0, abs=100 * tolerance)
+
+
+def after_three_steps(y: torch.Tensor, rates: torch.Tensor) -> torch.Tensor:
+    """Time, next step and state of rows of y' = −rate y: (rows, 2 + n)."""
+    solver = AdaptiveRows(y.shape[1], torch.device("cpu"))
+    at = solver.admit(y, 0.0, 10.0, 2000)
+    norm = relative_norm(torch.full((len(y),), 1e-4, dtype=torch.float64))
+    for phase in (0, 1, *[2, 3, 4, 5, 6, 7] * 3):
+        phases = torch.full((len(y),), phase)
+        solver.tell(at, phases, -rates[:, None] * solver.ask(at, phases)[0])
+        if phase in (0, 1, 7):
+            {0: solver.try_first_step, 1: solver.begin, 7: solver.finish_step}[phase](at, norm)
+    own = [solver.slots[name][at] for name in ("t", "h")]
+    return torch.cat((torch.stack(own, 1), solver.slots["y"][at]), 1)
+
+
+def test_a_row_s_steps_are_the_same_to_the_bit_whatever_its_place_and_company() -> None:
+    """Vector instructions and what they leave over must not differ: see `power`."""
+    y = normal(torch.arange(61), Stream.PRIOR, 0, (5,))
+    rates = y[:, 0].abs() + 0.1
+    whole, levels = after_three_steps(y, rates), log_snr_at(rates)
+    for start in range(45):
+        some = slice(start, start + 1 + start % 16)
+        assert torch.equal(after_three_steps(y[some], rates[some]), whole[some])
+        assert torch.equal(log_snr_at(rates[some]), levels[some])
 
 
 def encoded_on_grid(x: torch.Tensor, name: str, steps: int) -> Flowed:
