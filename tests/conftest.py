@@ -1,4 +1,4 @@
-"""The real Redis that tests run against: one server a session, emptied before every test."""
+"""The real Redis that tests run against: one server a process, emptied before every test."""
 
 import os
 import subprocess
@@ -11,8 +11,12 @@ import redis
 
 from service.redis_server import find_executable, free_port
 
-# Tests, workers and Redis share the cores: OpenMP threads must not spin long. Read by torch.
+# Tests, workers and Redis share the cores: OpenMP threads must not spin long, and test processes
+# side by side (`-n`) divide the cores among them. Read by torch, here and in what tests start.
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+if side_by_side := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0")):
+    cores = os.cpu_count() or 1
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // side_by_side)))
 
 START_LIMIT = 10.0  # seconds
 
@@ -34,6 +38,8 @@ def _wait_until_it_answers(url: str) -> None:
 def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """URL of a Redis server: FOKKER_TEST_REDIS_URL's, whose data are lost, else one of our own."""
     if url := os.environ.get("FOKKER_TEST_REDIS_URL"):
+        if side_by_side > 1:
+            pytest.fail("FOKKER_TEST_REDIS_URL is one Redis, for one process: run with -n 0")
         yield url
         return
     port, folder = free_port(), tmp_path_factory.mktemp("redis")

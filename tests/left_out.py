@@ -2,18 +2,31 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 
 
 class LeftOut:
-    """Counts the tests that were deselected, by file."""
+    """Counts the tests that were deselected, by file.
+
+    Processes side by side (`-n`) all deselect the same, each for itself, and tell the one that
+    reports when they end.
+    """
 
     def __init__(self) -> None:
         self.files: Counter[str] = Counter()
 
     def pytest_deselected(self, items: Sequence[pytest.Item]) -> None:
         self.files.update(item.location[0] for item in items)
+
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        if hasattr(session.config, "workeroutput"):
+            session.config.workeroutput["left_out"] = dict(self.files)
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_testnodedown(self, node: Any) -> None:
+        self.files |= Counter(getattr(node, "workeroutput", {}).get("left_out", {}))
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         skipped = Counter(

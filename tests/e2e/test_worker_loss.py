@@ -41,7 +41,9 @@ def test_a_job_of_a_lost_worker_is_tried_again(
 ) -> None:
     service, start_worker = own_service
     worker = start_worker()
-    job = service.submit("/generate", LONG | {"sampler": {"name": "ddpm", "steps": 200}})
+    job = service.submit(
+        "/generate", LONG | {"count": 16, "sampler": {"name": "ddpm", "steps": 200}}
+    )
     wait_until(lambda: service.get(job)["status"] == "running", "the job to run", limit=20)
     worker.kill_group()
     start_worker()

@@ -3,6 +3,7 @@
 For x_0 ~ N(0, v I): ε(x, t) = σ x / (α² v + σ²).
 """
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -27,13 +28,13 @@ def final_variance(plan: Plan, v: float, start_variance: float, *, paired: bool 
 
     The start is x = y ~ N(0, start_variance), and h = 0, or h = x for a paired solver.
     """
-    covariance = torch.zeros(3, 3, dtype=torch.float64)
+    covariance = np.zeros((3, 3))
     covariance[[0, 0, 2, 2], [0, 2, 0, 2]] = start_variance
     if paired:
         covariance[:] = start_variance
-    for table, c in zip(plan.table, eps_factor(plan.process, plan.times, v), strict=True):
-        matrix = table[:, :3].clone()
-        matrix[:, 2] += table[:, EPS] * c
-        noise = table[:, Z]
-        covariance = matrix @ covariance @ matrix.T + torch.outer(noise, noise)
+    matrices = plan.table[..., :3].clone()  # (calls, 3, 3)
+    matrices[..., 2] += plan.table[..., EPS] * eps_factor(plan.process, plan.times, v)[:, None]
+    noise = plan.table[..., Z, None]  # (calls, 3, 1)
+    for matrix, added in zip(matrices.numpy(), (noise * noise.mT).numpy(), strict=True):
+        covariance = matrix @ covariance @ matrix.T + added
     return float(covariance[0, 0])

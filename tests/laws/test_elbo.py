@@ -3,7 +3,6 @@
 import math
 
 import pytest
-import scipy.integrate
 import torch
 from torch import Tensor
 
@@ -18,7 +17,7 @@ from tests.laws.mixture import denoiser
 PROCESS = VPLinear(t_min=1e-2)
 SPEC = DataSpec(shape=(1, 1, 1), levels=48, low=-2.4, high=2.4)
 LEVELS = torch.arange(48, dtype=torch.float64).reshape(-1, 1, 1, 1)
-REPEATS = 40
+REPEATS = 20
 
 
 @pytest.fixture(scope="module")
@@ -38,25 +37,23 @@ def masses(network: GaussianMixture) -> Tensor:
 
 @pytest.fixture(scope="module")
 def log_p(network: GaussianMixture) -> Tensor:
-    """log ∫ p(x_tmin) p(v | x̂0(x_tmin)) dx for every level, by quadrature."""
-    level = PROCESS.log_snr(torch.tensor([PROCESS.t_min], dtype=torch.float64))
-    cos, _ = angle(level)
+    """log ∫ p(x_tmin) p(v | x̂0(x_tmin)) dx for every level, by the trapezoidal rule.
 
-    def decoded(u: float, v: Tensor) -> float:
-        state = torch.tensor([[[[u]]]], dtype=torch.float64)
-        eps = network(state, level, torch.tensor([-1]))
-        query = Query(u=state, log_snr=level, condition=Condition.same(1))
-        density = network.log_prob(PROCESS, state, PROCESS.t_min).exp()  # the scale of VP is 1
-        return float(density * (-_recon(SPEC, v, query, Answer(eps=eps))).exp())
-
+    The integrand is smooth and 0 at both ends: 1,201 points and 4,801 agree to 1e-13.
+    """
+    points = 1201
+    level = PROCESS.log_snr(torch.tensor([PROCESS.t_min], dtype=torch.float64)).expand(points)
+    cos = angle(level)[0]
+    around = torch.linspace(-0.6, 0.6, points, dtype=torch.float64)
     values = []
     for v in LEVELS:
-        centre = float(SPEC.to_model(v) * cos)
-        mass, _ = scipy.integrate.quad(
-            decoded, centre - 0.6, centre + 0.6, args=(v[None],), points=[centre], limit=200
-        )
-        values.append(math.log(mass))
-    return torch.tensor(values, dtype=torch.float64)
+        state = (SPEC.to_model(v) * cos + around).reshape(-1, 1, 1, 1)  # the scale of VP is 1
+        eps = network(state, level, torch.full((points,), -1))
+        query = Query(u=state, log_snr=level, condition=Condition.same(points))
+        decoded = (-_recon(SPEC, v.expand(points, 1, 1, 1), query, Answer(eps=eps))).exp()
+        density = network.log_prob(PROCESS, state, PROCESS.t_min).exp()
+        values.append(torch.trapezoid(density * decoded, state.flatten()).log())
+    return torch.stack(values)
 
 
 def bound(network: GaussianMixture, steps: int | None, draws: int) -> Elbo:

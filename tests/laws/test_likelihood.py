@@ -115,15 +115,21 @@ def test_log_p_meets_its_tolerance_in_few_and_in_many_dimensions(
 # Share of images whose error the estimate must cover. In 64 dimensions it falls short of 95 % at
 # the other tolerances, as its docstring says: not below this.
 SHORT = 0.85
-COVERED = {
-    (1, 8, 8): {1e-3: SHORT, 1e-4: SHORT, 1e-5: 0.95, 1e-6: SHORT, 1e-8: 0.95},
-    (3, 32, 32): dict.fromkeys((1e-2, 1e-3, 1e-4, 1e-5, 1e-6, 1e-7, 1e-8), 0.95),
-}
+COVERED = {1e-3: SHORT, 1e-4: SHORT, 1e-5: 0.95, 1e-6: SHORT, 1e-8: 0.95}
+SOME = dict.fromkeys((1e-2, 1e-3, 1e-5), 0.95)
+ALL = dict.fromkeys((1e-2, 1e-3, 1e-4, 1e-5, 1e-6, 1e-7, 1e-8), 0.95)
 
 
-@pytest.mark.parametrize("shape", sorted(COVERED))
+@pytest.mark.parametrize(
+    ("shape", "shares"),
+    [
+        pytest.param((1, 8, 8), COVERED, id="64"),
+        pytest.param((3, 32, 32), SOME, id="3072"),
+        pytest.param((3, 32, 32), ALL, id="3072-all", marks=pytest.mark.slow),
+    ],
+)
 def test_the_answer_s_own_estimate_covers_the_discretisation_error(
-    shape: tuple[int, int, int],
+    shape: tuple[int, int, int], shares: dict[float, float]
 ) -> None:
     process, network, count = VPLinear(t_min=1e-3), mixture(shape=shape), 40
     x = draw(network, count)
@@ -135,8 +141,8 @@ def test_the_answer_s_own_estimate_covers_the_discretisation_error(
         )
         return run(operation, denoiser(network))
 
-    truth = solved(1e-10).log_likelihood
-    for tolerance, share in COVERED[shape].items():
+    truth = solved(0.01 * min(shares)).log_likelihood
+    for tolerance, share in shares.items():
         found = solved(tolerance)
         true, estimate = (found.log_likelihood - truth).abs(), found.discretization_error
         covered = float((estimate >= true).double().mean())

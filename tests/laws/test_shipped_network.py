@@ -23,8 +23,8 @@ def solved(x: Tensor, seeds: Tensor) -> LogLikelihood:
 
 
 def test_latent_and_log_p_are_the_same_alone_in_a_crowd_and_beside_an_outlier() -> None:
-    seeds = torch.arange(64)
-    levels = digits(0.15).held_out.levels[:64]
+    seeds = torch.arange(20)  # a bucket of 16 and a part of one
+    levels = digits(0.15).held_out.levels[:20]
     x = SPEC.to_model(levels, dequantize(levels, seeds))
     alone = solved(x[5:6], seeds[5:6])
     crowd = solved(x, seeds)

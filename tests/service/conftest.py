@@ -23,6 +23,12 @@ def anyio_backend() -> str:
     return "asyncio"
 
 
+@pytest.fixture(autouse=True)
+def frequent_chores(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Deadlines, abandoned jobs and webhooks are looked after at once, not twice a second."""
+    monkeypatch.setattr("service.api.app.CHORES", 0.05)
+
+
 @pytest.fixture
 def settings(redis_url: str) -> Settings:
     return Settings(
