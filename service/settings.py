@@ -24,6 +24,12 @@ class Settings(BaseSettings):
         default=None,
         description="Redis server that holds jobs and hints, e.g. redis://localhost:6379/0.",
     )
+    artifacts: str | None = Field(
+        default=None,
+        description="Where artifacts are kept, if not in Redis: a URL of fsspec, e.g. "
+        "file:///srv/fokker or s3://bucket/prefix (with fokker[s3]). The same for the API and "
+        "every worker, and of nothing else.",
+    )
     models: Path | None = Field(
         default=None, description="Folder of *.safetensors checkpoints; the shipped ones if unset."
     )

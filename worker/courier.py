@@ -9,17 +9,23 @@ from __future__ import annotations
 import logging
 import queue
 import threading
+import time
 import weakref
 from collections import Counter
 from collections.abc import Callable
 
+from service.jobs.errors import ArtifactsError, StoreError
 from service.jobs.lease import Claim, JobDeleted, LeaseLost
-from service.jobs.store import StoreError
 from worker.threads import use_one_core
 
 log = logging.getLogger(__name__)
 
 _RETRY_SECONDS = 0.5
+
+_PATIENCE = 30.0
+"""Seconds that a job's files may find no place, while those of others wait behind them."""
+
+_BROKEN = "the result could not be encoded or stored; the worker's log has the reason"
 
 
 class Courier:
@@ -71,6 +77,7 @@ class Courier:
                     del self._waiting[claim]
 
     def _deliver(self, claim: Claim, delivery: Callable[[], None]) -> None:
+        patience = time.monotonic() + _PATIENCE
         while True:
             try:
                 return delivery()
@@ -86,17 +93,19 @@ class Courier:
                 self.on_lost(claim, "deleted" if deleted else "lost")
                 return None
             except StoreError as error:
+                if isinstance(error, ArtifactsError) and time.monotonic() > patience:
+                    log.error("%s", error, extra={"job_id": claim.job.id})
+                    return self._give_up(claim, f"{error}")
                 log.warning("%s; trying again", error)
                 if self._stopping.wait(_RETRY_SECONDS):
                     return None
             except Exception:
                 log.exception("a delivery failed", extra={"job_id": claim.job.id})
-                return self._give_up(claim)
+                return self._give_up(claim, _BROKEN)
 
-    def _give_up(self, claim: Claim) -> None:
+    def _give_up(self, claim: Claim, detail: str) -> None:
         """A result that cannot be written fails its job, rather than leave it running for ever."""
         self._lost.add(claim)
-        detail = "the result could not be encoded or stored; the worker's log has the reason"
         try:
             claim.fail({"type": "about:blank", "title": "Failed", "detail": detail})
         except Exception as error:  # whatever it is, the courier goes on

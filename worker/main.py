@@ -19,10 +19,10 @@ import torch
 from celery import signals
 
 from model.inference import can_compile
+from service.jobs.errors import StoreError
 from service.jobs.hints import TASK_NAME, Hinter, make_celery
 from service.jobs.lease import Claim, WorkerStore
 from service.jobs.redis_store import RedisWorkerStore
-from service.jobs.store import StoreError
 from service.logs import configure
 from service.settings import Settings, SettingsError
 from worker.courier import Courier

@@ -2,8 +2,9 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from importlib.metadata import version
 
 from fastapi import FastAPI
@@ -23,10 +24,12 @@ from service.api.rates import Rates
 from service.api.request_ids import RequestIds
 from service.api.waker import Waker
 from service.api.webhooks import deliver_due
+from service.jobs.artifacts import open_artifacts
+from service.jobs.errors import StoreError
 from service.jobs.hints import Hinter, make_celery
 from service.jobs.recent import Recent
 from service.jobs.redis_store import RedisJobStore
-from service.jobs.store import JobStore, StoreError
+from service.jobs.store import JobStore
 from service.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -47,6 +50,7 @@ def create_app(
     """
     url = settings.require_redis() if store is None else None
     keys, metrics = read_keys(settings), ApiMetrics()
+    open_artifacts(settings)  # what is wrong with it is said at the start
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -65,7 +69,11 @@ def create_app(
             metrics=metrics,
             state=State(),
         )
-        tasks = [asyncio.create_task(_do_chores(services)), asyncio.create_task(waker.run())]
+        tasks = [
+            asyncio.create_task(_every(CHORES, partial(_do_chores, services))),
+            asyncio.create_task(_every(_pause_of_sweeps(settings), jobs.sweep)),
+            asyncio.create_task(waker.run()),
+        ]
         try:
             yield
         finally:
@@ -110,21 +118,29 @@ async def _secret(settings: Settings, store: JobStore) -> bytes:
     return await store.secret()
 
 
-async def _do_chores(services: Services) -> None:
-    """Settle late and abandoned jobs as long as the process lives, also while no worker does."""
+async def _every(seconds: float, chore: Callable[[], Awaitable[object]]) -> None:
+    """Do a chore again and again, as long as the process lives."""
     failing = False
     while True:
         try:
-            await services.store.settle()
-            await deliver_due(services)
-            services.state.memory_low = await services.store.memory_low()
+            await chore()
             failing = False
         except Exception as error:
             # Said once: the store may be away for long.
             if not failing:
                 trace = None if isinstance(error, StoreError) else error
-                log.warning(
-                    "late and abandoned jobs cannot be settled now: %s", error, exc_info=trace
-                )
+                log.warning("what happens without a request waits: %s", error, exc_info=trace)
             failing = True
-        await asyncio.sleep(CHORES)
+        await asyncio.sleep(seconds)
+
+
+async def _do_chores(services: Services) -> None:
+    """Settle late and abandoned jobs, also while no worker lives, and tell of those that ended."""
+    await services.store.settle()
+    await deliver_due(services)
+    services.state.memory_low = await services.store.memory_low()
+
+
+def _pause_of_sweeps(settings: Settings) -> float:
+    """Seconds between two looks at the files of artifacts: a tenth of their lifetime, about."""
+    return min(600.0, max(1.0, settings.job_ttl / 10))

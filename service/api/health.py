@@ -7,7 +7,7 @@ from fastapi import APIRouter
 from service.api.dependencies import StoreDep
 from service.api.problems import Problem
 from service.api.schemas import Health, problem_responses
-from service.jobs.store import StoreError
+from service.jobs.errors import StoreError
 
 router = APIRouter(tags=["health"])
 

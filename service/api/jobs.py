@@ -6,10 +6,11 @@ from http import HTTPStatus
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Query, Request, Response
+from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, Field, field_validator
 
 from service.api.dependencies import JobDep, OwnerDep, ReadableJobDep, ServicesDep, StoreDep
-from service.api.problems import FieldError, did_you_mean, invalid, not_found
+from service.api.problems import FieldError, Problem, did_you_mean, invalid, not_found
 from service.api.schemas import REFUSED, Jobs, JobView, problem_responses
 from service.api.streams import stream
 from service.api.views import view_of
@@ -22,6 +23,7 @@ CURSOR = re.compile(r"^[0-9]{1,16}\.[0-9]{6}$")
 router = APIRouter(prefix="/jobs", tags=["jobs"])
 NO_JOB = problem_responses(s404="No such job", **REFUSED)
 READABLE = NO_JOB | problem_responses(s403="A signature that is wrong or over")
+GONE = problem_responses(s410="The artifact is no longer kept")
 STREAM: dict[int | str, dict[str, Any]] = READABLE | problem_responses(s422="Not an event's id")
 STREAM |= {
     200: {"description": "Server-sent events", "content": {"text/event-stream": {}}},
@@ -89,15 +91,18 @@ async def cancel(job: JobDep, services: ServicesDep, request: Request) -> JobVie
     return await view_of(services, await services.store.cancel(job.id) or job, request)
 
 
-@router.get("/{job_id}/artifacts/{name}", responses=READABLE, response_class=Response)
+@router.get("/{job_id}/artifacts/{name}", responses=READABLE | GONE, response_class=Response)
 async def artifact(job: ReadableJobDep, name: str, store: StoreDep) -> Response:
     """Give one artifact: an image, latents, an array."""
     found = await store.artifact(job.id, name)
+    if found is None and name in job.artifacts:
+        raise Problem(HTTPStatus.GONE, f'the artifact "{name}" is no longer kept')
     if found is None:
         known = did_you_mean(name, sorted(job.artifacts)) if job.artifacts else "it has none"
         raise not_found(f'the job, which is {job.status}, has no artifact "{name}"; {known}')
-    media_type, data = found
-    return Response(data, media_type=media_type, headers={"X-Content-Type-Options": "nosniff"})
+    media_type, content = found
+    headers = {"X-Content-Type-Options": "nosniff", "Content-Length": str(content.size)}
+    return StreamingResponse(content.chunks, media_type=media_type, headers=headers)
 
 
 @router.get(

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+import anyio.to_thread
 import numpy as np
 from numpy.typing import NDArray
 
@@ -36,7 +37,8 @@ async def latent_bytes(
         known = did_you_mean(wanted.name, job.artifacts) if job.artifacts else "it has none"
         detail = f'the job, which is {job.status}, has no artifact "{wanted.name}"; {known}'
         raise invalid(FieldError("init.latents.name", detail, wanted.name))
-    return artifact[1], "init.latents"
+    data = await anyio.to_thread.run_sync(artifact[1].read)
+    return data, "init.latents"
 
 
 def read_latents(

@@ -15,10 +15,10 @@ from prometheus_client.registry import Collector
 
 from service.api.dependencies import ServicesDep
 from service.jobs.beat import Beat
+from service.jobs.errors import StoreError
 from service.jobs.job import FINISHED
 from service.jobs.overview import Overview, Waiting
 from service.jobs.parameters import OPERATIONS, PRIORITIES
-from service.jobs.store import StoreError
 
 log = logging.getLogger(__name__)
 

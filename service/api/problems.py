@@ -15,7 +15,7 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
 from service.api.wording import say
-from service.jobs.store import StoreError
+from service.jobs.errors import ArtifactsError, StoreError
 
 MEDIA_TYPE = "application/problem+json"
 RETRY_AFTER = 5  # seconds
@@ -193,9 +193,11 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(StoreError)
     async def away(request: Request, error: StoreError) -> JSONResponse:
-        detail = (
-            f"the job store cannot take or give anything now; try again in {RETRY_AFTER} seconds"
-        )
+        # Of the job store only the log says more; of artifacts the message is made for users.
+        said = "the job store cannot take or give anything now"
+        if isinstance(error, ArtifactsError):
+            said = f"{error}"
+        detail = f"{said}; try again in {RETRY_AFTER} seconds"
         headers = {"Retry-After": str(RETRY_AFTER)}
         status = HTTPStatus.SERVICE_UNAVAILABLE
         return Problem(status, detail, headers=headers).response(request)

@@ -9,8 +9,8 @@ from fastapi import Response
 from fastapi.sse import KEEPALIVE_COMMENT, EventSourceResponse, format_sse_event
 
 from service.api.dependencies import Services
+from service.jobs.errors import StoreError
 from service.jobs.events import GAP
-from service.jobs.store import StoreError
 
 PING = 15.0  # seconds between signs of life on a quiet stream
 

@@ -9,9 +9,12 @@ token, so a worker that lost its lease changes nothing (`LeaseLost`). `redis_sto
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from service.jobs.artifacts import Kept, open_artifacts
+from service.jobs.errors import ArtifactsError, StoreError
 from service.jobs.job import Job, Status
 from service.jobs.parameters import Priority
 from service.settings import Settings
@@ -75,6 +78,7 @@ class WorkerStore(ABC):
         self.worker_id = worker_id
         self.settings = settings
         self.hint = hint
+        self.artifacts = open_artifacts(settings)
         self.short = False
         """Whether the store was short of memory at the last `look_at_memory`."""
 
@@ -142,8 +146,8 @@ class WorkerStore(ABC):
         """Append an event, `data` being JSON; of previews only the last few stay."""
 
     @abstractmethod
-    def write_artifact(self, claim: "Claim", name: str, media_type: str, data: bytes) -> Held:
-        """Store an artifact, replacing one of that name."""
+    def write_artifact(self, claim: "Claim", name: str, media_type: str, kept: Kept) -> Held:
+        """Enter an artifact, replacing one of that name."""
 
     @abstractmethod
     def finish(self, claim: "Claim", end: End) -> Held:
@@ -161,6 +165,7 @@ class Claim:
         self.job = job
         self.token = token
         self._store = store
+        self._doubtful: dict[str, tuple[bytes, Kept]] = {}  # artifacts that may be entered or not
 
     def inputs(self) -> bytes | None:
         """The job's packed arrays (see `arrays`), None if it has none."""
@@ -179,7 +184,20 @@ class Claim:
 
     def put_artifact(self, name: str, media_type: str, data: bytes) -> None:
         """Store an artifact, replacing one of that name. Raises `LeaseLost`."""
-        self._fence(self._store.write_artifact(self, name, media_type, data))
+        artifacts = self._store.artifacts
+        before, kept = self._doubtful.pop(name, (None, b""))
+        if before != data:
+            kept = artifacts.put(self.job.id, name, data)
+        try:
+            held = self._store.write_artifact(self, name, media_type, kept)
+        except StoreError:
+            self._doubtful[name] = data, kept  # to be entered when this is tried again
+            raise
+        if held != "held" and before is None:
+            # Should that fail, the file goes with those of its job.
+            with suppress(ArtifactsError):
+                artifacts.drop(kept)
+        self._fence(held)
 
     def succeed(self, result: Mapping[str, Any]) -> None:
         """End the job with its result. Raises `LeaseLost`."""

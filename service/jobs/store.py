@@ -1,25 +1,25 @@
 """The API's side of the job store, as a port: `redis_store` and `memory_store` implement it."""
 
+import asyncio
 import json
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from service.jobs.artifacts import Content, Kept, open_artifacts
 from service.jobs.beat import Beat
+from service.jobs.errors import ArtifactsError
 from service.jobs.events import FROM_THE_START, GAP, Event, follows
 from service.jobs.job import Job, Status
 from service.jobs.overview import Overview
+from service.settings import Settings
 
 READ = 100
 """Events that one read gives at most."""
 
 ABANDONED_AFTER = 10.0
 """Seconds without a subscriber after which a job that is attached to them is canceled."""
-
-
-class StoreError(Exception):
-    """The store can neither take nor give anything now, being away or full; it may again later."""
 
 
 class RefusedError(Exception):
@@ -78,6 +78,10 @@ class JobStore(ABC):
     raises `StoreError` while the store is away or full.
     """
 
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self._artifacts = open_artifacts(settings)
+
     @abstractmethod
     async def close(self) -> None:
         """Give back what the store holds of this process."""
@@ -115,9 +119,25 @@ class JobStore(ABC):
     async def cancel(self, job_id: str, reason: str = "requested") -> Job | None:
         """End a queued job, ask for the end of a running one, leave a finished one unchanged."""
 
-    @abstractmethod
     async def delete(self, job_id: str) -> None:
-        """Remove a job with its events and artifacts; one that runs is lost to its worker."""
+        """Remove a job with its events and artifacts; one that runs is lost to its worker.
+
+        Where the files of its artifacts cannot be removed, `sweep` does it later.
+        """
+        await self.forget(job_id)
+        try:
+            await asyncio.to_thread(self._artifacts.remove, job_id)
+        except ArtifactsError as error:
+            later = f"they go {self.settings.job_ttl} seconds after they were written"
+            raise ArtifactsError(f"the job is deleted, but its {error}; {later}") from error
+
+    @abstractmethod
+    async def forget(self, job_id: str) -> None:
+        """Remove all that the store itself has of a job."""
+
+    @abstractmethod
+    async def known(self, job_ids: Sequence[str]) -> set[str]:
+        """Those of these jobs that are there."""
 
     @abstractmethod
     async def page(
@@ -125,9 +145,34 @@ class JobStore(ABC):
     ) -> Page:
         """At most `limit` jobs of an owner, newest first, from after the page that gave `after`."""
 
+    async def artifact(self, job_id: str, name: str) -> tuple[str, Content] | None:
+        """Media type and bytes of an artifact, None if there is none of that name.
+
+        Raises `ArtifactsError` where the place of its bytes is away.
+        """
+        entry = await self.artifact_entry(job_id, name)
+        if entry is None:
+            return None
+        media_type, kept = entry
+        content = await asyncio.to_thread(self._artifacts.open, kept)
+        return None if content is None else (media_type, content)
+
     @abstractmethod
-    async def artifact(self, job_id: str, name: str) -> tuple[str, bytes] | None:
-        """Media type and bytes of an artifact, None if there is none of that name."""
+    async def artifact_entry(self, job_id: str, name: str) -> tuple[str, Kept] | None:
+        """Media type of an artifact, and what was entered of its bytes."""
+
+    async def sweep(self) -> int:
+        """Remove the files of jobs that are gone; of how many.
+
+        A deleted job's are gone already, unless the place of artifacts was away, or a worker wrote
+        on. Only what is older than FOKKER_JOB_TTL goes, lest two deployments that share a place by
+        mistake remove each other's. Every process may call it.
+        """
+        old = await asyncio.to_thread(self._artifacts.older_than, self.settings.job_ttl)
+        gone = old - await self.known(sorted(old))
+        for job_id in gone:
+            await asyncio.to_thread(self._artifacts.remove, job_id)
+        return len(gone)
 
     # The queues
 

@@ -9,6 +9,7 @@ import pytest
 import redis
 
 from service.api import create_app
+from service.jobs.errors import StoreError
 from service.jobs.events import FROM_THE_START
 from service.jobs.lease import Claim, WorkerStore
 from service.jobs.parameters import Priority
@@ -19,7 +20,6 @@ from service.jobs.store import (
     OtherContentError,
     QueueFullError,
     QuotaError,
-    StoreError,
 )
 from service.settings import Settings
 from tests.service.helpers import LIMIT, ROOMS, a_job, until

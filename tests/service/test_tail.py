@@ -8,9 +8,10 @@ import pytest
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
+from service.jobs.errors import StoreError
 from service.jobs.redis_store.connection import AsyncClient
 from service.jobs.redis_store.tail import Tail
-from service.jobs.store import READ, StoreError
+from service.jobs.store import READ
 from tests.service.helpers import LIMIT
 
 pytestmark = pytest.mark.anyio

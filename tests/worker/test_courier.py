@@ -4,8 +4,8 @@ from collections.abc import Callable, Iterator
 import pytest
 import torch
 
+from service.jobs.errors import ArtifactsError, StoreError
 from service.jobs.lease import Claim, LeaseLost
-from service.jobs.store import StoreError
 from tests.worker.conftest import Stopped
 from worker import courier as couriers
 from worker.courier import Courier
@@ -103,3 +103,22 @@ def test_deliveries_leave_the_cores_to_the_engine(
     courier.send(claimed("generate"), done.set)
     assert done.wait(10)
     assert threads == [1]
+
+
+def test_files_that_find_no_place_for_long_fail_their_job_which_says_why(
+    stopped: Stopped, claimed: Callable[..., Claim], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(couriers, "_RETRY_SECONDS", 0.01)
+    monkeypatch.setattr(couriers, "_PATIENCE", 0.1)
+    claim, tries = claimed("generate"), []
+
+    def refused() -> None:
+        tries.append(1)
+        raise ArtifactsError("artifacts cannot be written now (PermissionError: Access Denied)")
+
+    stopped.courier.send(claim, refused)
+    stopped.delivered()
+    job = stopped.job(claim)
+    assert job.error is not None
+    assert "Access Denied" in job.error["detail"]
+    assert len(tries) > 1

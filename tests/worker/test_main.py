@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
+from service.jobs.errors import StoreError
 from service.jobs.job import Job, Status, new_job_id
 from service.jobs.lease import Claim, WorkerStore
 from service.jobs.redis_store import RedisJobStore
-from service.jobs.store import StoreError
 from service.settings import Settings
 from tests.worker.conftest import KNEE, Stopped
 from worker import main

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from service.jobs.artifacts import Kept
 from service.jobs.beat import Beat
 from service.jobs.job import TRANSITIONS, Job, Status
 from service.jobs.memory_store.stream import Stream
@@ -38,7 +39,7 @@ class Entry:
     attached: bool
     stream: Stream
     ttl: float
-    artifacts: dict[str, bytes] = field(default_factory=dict)
+    artifacts: dict[str, Kept] = field(default_factory=dict)
     token: str | None = None
     leased_until: float = 0.0
     watchers: int = 0

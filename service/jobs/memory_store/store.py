@@ -10,6 +10,7 @@ from typing import Any
 from typing_extensions import override
 
 from service.jobs import store
+from service.jobs.artifacts import Kept
 from service.jobs.beat import Beat
 from service.jobs.events import Event
 from service.jobs.job import Job, Status
@@ -33,7 +34,7 @@ class MemoryJobStore(JobStore):
     """Jobs in a `Memory`."""
 
     def __init__(self, settings: Settings, memory: Memory) -> None:
-        self._settings = settings
+        super().__init__(settings)
         self._memory = memory
 
     @override
@@ -56,7 +57,7 @@ class MemoryJobStore(JobStore):
         once: Once | None = None,
         attached: bool = False,
     ) -> Job:
-        settings, memory = self._settings, self._memory
+        settings, memory = self.settings, self._memory
         with memory.turn() as now:
             if job.id in memory.jobs:
                 return memory.jobs[job.id].job
@@ -87,9 +88,9 @@ class MemoryJobStore(JobStore):
 
     def _check_room(self, job: Job) -> None:
         jobs = sum(map(len, self._memory.queues.values()))
-        if jobs >= self._settings.max_queued:
+        if jobs >= self.settings.max_queued:
             raise QueueFullError(jobs)
-        if (most := self._settings.max_owner_cost) is None:
+        if (most := self.settings.max_owner_cost) is None:
             return
         unfinished = (entry.job for entry in self._memory.unfinished.values())
         taken = sum(other.cost for other in unfinished if other.owner == job.owner)
@@ -112,7 +113,7 @@ class MemoryJobStore(JobStore):
             return entry.job
 
     @override
-    async def delete(self, job_id: str) -> None:
+    async def forget(self, job_id: str) -> None:
         with self._memory.turn():
             if (entry := self._memory.jobs.get(job_id)) is not None:
                 self._memory.delete(entry)
@@ -134,7 +135,12 @@ class MemoryJobStore(JobStore):
         return Page(found, None)
 
     @override
-    async def artifact(self, job_id: str, name: str) -> tuple[str, bytes] | None:
+    async def known(self, job_ids: Sequence[str]) -> set[str]:
+        with self._memory.turn():
+            return self._memory.jobs.keys() & set(job_ids)
+
+    @override
+    async def artifact_entry(self, job_id: str, name: str) -> tuple[str, Kept] | None:
         with self._memory.turn():
             entry = self._memory.jobs.get(job_id)
             if entry is None or name not in entry.artifacts:

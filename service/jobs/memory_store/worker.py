@@ -7,6 +7,7 @@ from typing import Any
 
 from typing_extensions import override
 
+from service.jobs.artifacts import Kept
 from service.jobs.beat import Beat
 from service.jobs.job import Status
 from service.jobs.lease import LEASE_EXPIRED, WORKER_LOST, Claim, End, Held, WorkerStore
@@ -146,11 +147,11 @@ class MemoryWorkerStore(WorkerStore):
             return "held"
 
     @override
-    def write_artifact(self, claim: Claim, name: str, media_type: str, data: bytes) -> Held:
+    def write_artifact(self, claim: Claim, name: str, media_type: str, kept: Kept) -> Held:
         with self._memory.turn():
             if (entry := self._held(claim)) is None:
                 return self._refusal(claim)
-            entry.artifacts[name] = data
+            entry.artifacts[name] = kept
             entry.change(artifacts=entry.job.artifacts | {name: media_type})
             return "held"
 

@@ -19,7 +19,7 @@ class RedisBase(JobStore):
     """The connections of a job store in Redis."""
 
     def __init__(self, settings: Settings) -> None:
-        self._settings = settings
+        super().__init__(settings)
         url = settings.require_redis()
         # One retry: a pooled connection may be stale after Redis came back.
         retry = Retry(NoBackoff(), 1)
@@ -40,6 +40,6 @@ class RedisBase(JobStore):
     async def _run(
         self, script: str, job_id: str, data: bytes | None = None, /, **named: Any
     ) -> Any:
-        named |= {"ttl": self._settings.job_ttl, "stream_length": self._settings.stream_length}
+        named |= {"ttl": self.settings.job_ttl, "stream_length": self.settings.stream_length}
         call = self._redis.register_script(scripts.source(script))
         return await call(keys.SHARED, scripts.arguments(data, id=job_id, **named))

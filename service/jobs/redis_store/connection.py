@@ -9,7 +9,7 @@ import redis.asyncio.client
 import redis.client
 from redis.exceptions import OutOfMemoryError, ReadOnlyError, ResponseError
 
-from service.jobs.store import StoreError
+from service.jobs.errors import StoreError
 
 FULL = 0.8
 """Part of Redis's memory (`maxmemory`) from which new jobs and previews are turned away, so that

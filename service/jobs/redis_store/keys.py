@@ -43,6 +43,9 @@ REAPER = PREFIX + "reaper"
 ARTIFACT = "artifact:"
 """Prefix, in a job's hash, of the fields that hold the media type of an artifact."""
 
+FILE = "file:"
+"""Prefix, in a job's hash, of the fields that hold the path of an artifact that is in a file."""
+
 
 def job(job_id: str) -> str:
     """Hash: the job itself."""

@@ -38,7 +38,7 @@ def _shared() -> str:
         (
             f"local LEGAL = {{{moves}}}",
             f"local PRIORITIES = {{{priorities}}}",
-            f"local ARTIFACT = '{keys.ARTIFACT}'",
+            f"local ARTIFACT, FILE = '{keys.ARTIFACT}', '{keys.FILE}'",
             f"local JOB_OF, EVENTS_OF = '{keys.job('%s')}', '{keys.events('%s')}'",
             f"local INPUTS_OF, PREVIEWS_OF = '{keys.inputs('%s')}', '{keys.previews('%s')}'",
             f"local QUEUE_OF, RUNNING_OF = '{keys.queue('%s', '%s')}', '{keys.running('%s')}'",

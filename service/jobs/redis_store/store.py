@@ -2,11 +2,14 @@
 
 import hashlib
 import secrets
+from collections.abc import Sequence
+from itertools import compress
 from typing import Any, cast
 
 from typing_extensions import override
 
 from service.jobs import store
+from service.jobs.artifacts import Kept
 from service.jobs.job import Job, is_job_id
 from service.jobs.redis_store import hashes, keys
 from service.jobs.redis_store.connection import memory_low
@@ -30,7 +33,7 @@ class RedisJobStore(Listing, Queues, Streams, Webhooks):
         once: Once | None = None,
         attached: bool = False,
     ) -> Job:
-        settings = self._settings
+        settings = self.settings
         what, found = await self._run(
             "submit",
             job.id,
@@ -65,7 +68,7 @@ class RedisJobStore(Listing, Queues, Streams, Webhooks):
         return await self.get(job_id)
 
     @override
-    async def delete(self, job_id: str) -> None:
+    async def forget(self, job_id: str) -> None:
         await self._run("delete", job_id)
 
     @override
@@ -85,14 +88,21 @@ class RedisJobStore(Listing, Queues, Streams, Webhooks):
             await self._run("cancel", job_id.decode(), reason="abandoned")
 
     @override
-    async def artifact(self, job_id: str, name: str) -> tuple[str, bytes] | None:
+    async def known(self, job_ids: Sequence[str]) -> set[str]:
         async with self._redis.pipeline(transaction=False) as batch:
-            batch.hget(keys.job(job_id), keys.ARTIFACT + name)
+            for job_id in job_ids:
+                batch.exists(keys.job(job_id))
+            return set(compress(job_ids, await batch.execute()))
+
+    @override
+    async def artifact_entry(self, job_id: str, name: str) -> tuple[str, Kept] | None:
+        async with self._redis.pipeline(transaction=False) as batch:
+            batch.hmget(keys.job(job_id), [keys.ARTIFACT + name, keys.FILE + name])
             batch.get(keys.artifact(job_id, name))
-            media_type, data = await batch.execute()
-        if media_type is None or data is None:
+            (media_type, file), data = await batch.execute()
+        if media_type is None or (file is None and data is None):
             return None
-        return media_type.decode(), data
+        return media_type.decode(), data if file is None else file.decode()
 
     @override
     async def memory_low(self) -> bool:

@@ -15,9 +15,10 @@ from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
+from service.jobs.errors import StoreError
 from service.jobs.events import order
 from service.jobs.redis_store.connection import AsyncClient
-from service.jobs.store import READ, StoreError
+from service.jobs.store import READ
 
 BLOCK = 15.0  # seconds that one question may block
 PAUSE = 0.01  # seconds between an answer and the next question, which then asks for more at once

@@ -13,12 +13,13 @@ import redis
 from redis.commands.core import Script
 from typing_extensions import override
 
+from service.jobs.artifacts import Kept
 from service.jobs.beat import Beat
+from service.jobs.errors import StoreError
 from service.jobs.lease import LEASE_EXPIRED, WORKER_LOST, Claim, End, Held, WorkerStore
 from service.jobs.parameters import Priority
 from service.jobs.redis_store import hashes, keys, scripts
 from service.jobs.redis_store.connection import Client, memory_low
-from service.jobs.store import StoreError
 from service.settings import Settings
 
 WRITTEN: dict[int, Held] = {1: "held", 0: "lost", -1: "deleted"}
@@ -155,8 +156,9 @@ class RedisWorkerStore(WorkerStore):
         )
 
     @override
-    def write_artifact(self, claim: Claim, name: str, media_type: str, data: bytes) -> Held:
-        return self._fenced("artifact", claim, data, name=name, media_type=media_type)
+    def write_artifact(self, claim: Claim, name: str, media_type: str, kept: Kept) -> Held:
+        data, file = (kept, None) if isinstance(kept, bytes) else (None, kept)
+        return self._fenced("artifact", claim, data, name=name, media_type=media_type, file=file)
 
     @override
     def finish(self, claim: Claim, end: End) -> Held:

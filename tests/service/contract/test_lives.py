@@ -84,7 +84,9 @@ async def test_a_claimed_job_runs_and_ends_with_its_result_and_artifacts(
     assert job.result == {"images": [{"artifact": "0.png"}]}
     assert job.artifacts == {"0.png": "image/png"}
     assert job.created <= job.started <= job.finished
-    assert await store.artifact(job.id, "0.png") == ("image/png", b"\x89PNG")
+    artifact = await store.artifact(job.id, "0.png")
+    assert artifact is not None
+    assert (artifact[0], artifact[1].read()) == ("image/png", b"\x89PNG")
     events = await all_events(store, job)
     assert [event.type for event in events] == ["queued", "started", "step", "succeeded"]
     assert events[-1].id == job.last_event
