@@ -17,15 +17,15 @@ RUNNING: list[Callable[[Stack], str]] = [
     checks.nobody_without_a_key,
     checks.all_operations,
     checks.selfcheck,
-    checks.a_stream,
     checks.nobody_is_root,
     checks.nothing_is_written_elsewhere,
     checks.redis_is_out_of_reach,
     checks.a_worker_is_killed,
     checks.redis_is_restarted,
+    checks.a_stream,
     checks.every_metric_is_there,
 ]
-"""In this order: the last one counts what the others have done."""
+"""In this order: the last one counts what the others have done, as far as no restart forgot it."""
 
 
 def main() -> int:
@@ -37,8 +37,8 @@ def main() -> int:
     try:
         run_all(stack)
     except BaseException as error:
-        print(f"FAILED: {error}", file=sys.stderr)
-        print(stack.compose("logs", "--tail", "40", check=False), file=sys.stderr)
+        print(f"FAILED: {error or type(error).__name__}", file=sys.stderr)
+        print(stack.compose("logs", "--tail", "20", check=False), file=sys.stderr)
         if not isinstance(error, Failed):
             raise
         return 1
@@ -88,22 +88,20 @@ def start(stack: Stack) -> None:
     """Bring everything up, and draw the first image."""
     begun = time.monotonic()
     stack.compose("up", "-d", "--scale", f"worker={WORKERS}", "redis", "api", "worker")
-    answer = wait_until(lambda: _first_image(stack), "the first image", 180)
-    seconds = time.monotonic() - begun
-    expect(answer.json()["status"] == "succeeded", f"the first image: {answer.text}")
-    say("from up to the first image", f"{seconds:.1f} s")
+    wait_until(lambda: _draws(stack), "the first image", 180)
+    say("from up to the first image", f"{time.monotonic() - begun:.1f} s")
     wait_until(lambda: _live(stack) == WORKERS, "both workers")
 
 
-def _first_image(stack: Stack) -> httpx.Response | None:
-    """The answer to README's first request, once it is one."""
+def _draws(stack: Stack) -> bool:
+    """Whether README's first request is answered with an image."""
     headers = {"Authorization": f"Bearer {stack.key}", "Prefer": "wait=30"}
     body = {"model": "digits", "class_label": 3, "count": 1, "seed": 7}
     try:
         answer = httpx.post(f"{stack.url}/generate", json=body, headers=headers, timeout=60)
     except httpx.TransportError:
-        return None
-    return answer if answer.status_code == 200 else None
+        return False
+    return answer.status_code == 200 and answer.json()["status"] == "succeeded"
 
 
 def _live(stack: Stack) -> float:

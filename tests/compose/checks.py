@@ -67,7 +67,7 @@ def selfcheck(stack: Stack) -> str:
     """`fokker selfcheck` finds nothing wrong."""
     command = [sys.executable, "-P", "-m", "service", "selfcheck", "--url", stack.url]
     ran = run(*command, env=os.environ | {"FOKKER_API_KEY": stack.key})
-    return ran.stdout.strip().splitlines()[-1]
+    return f"{len(ran.stdout.strip().splitlines())} lines, nothing wrong"
 
 
 def a_stream(stack: Stack) -> str:
@@ -140,15 +140,15 @@ def a_worker_is_killed(stack: Stack) -> str:
     workers = stack.containers("worker")
     with Client(stack.url, api_key=stack.key) as client:
         jobs = [
-            client.submit("generate", {"model": "digits", "count": 16, "seed": seed})
-            for seed in range(16)
+            client.submit("generate", {"model": "digits", "count": 8, "seed": seed})
+            for seed in range(12)
         ]
         wait_until(lambda: _running_on(client, jobs, workers), "jobs on both workers")
         run("docker", "kill", workers[0]["Id"])
         ended = [client.wait(job) for job in jobs]
     states = [job.status for job in ended]
     expect(states == ["succeeded"] * len(jobs), f"after a worker was killed: {states}")
-    again = sum(job.attempt > 1 for job in ended)
+    again = sum(job.document["attempt"] > 1 for job in ended)
     expect(again, "the killed worker had no job: nothing was shown")
     run("docker", "start", workers[0]["Id"])
     return f"{len(jobs)} jobs succeeded, {again} at their second attempt"
@@ -215,16 +215,21 @@ def every_metric_is_there(stack: Stack) -> str:
     ]
     _expect_all(of_api(), api)
     _expect_all(of_worker(), [sample for worker in workers for sample in worker])
-    ended = total(api, "fokker_jobs_ended_total", status="succeeded")
-    expect(ended == total(api, "fokker_jobs_submitted_total"), "jobs that did not succeed")
+    # The self-check, which cancels and removes jobs, names another model.
+    ended = total(api, "fokker_jobs_ended_total", model="digits", status="succeeded")
+    submitted = total(api, "fokker_jobs_submitted_total", model="digits")
+    expect(ended == submitted, f"of {submitted:.0f} jobs {ended:.0f} succeeded")
     expect(total(api, "fokker_leases_expired_total", outcome="queued") > 0, "no lease expired")
     expect(total(api, "fokker_redis_up") == 1, "Redis is not up")
     expect(total(api, "fokker_live_workers") == len(workers), "a worker is not alive")
     expect(total(api, "fokker_jobs_waiting") == 0, "jobs wait")
     expect(total(api, "fokker_row_calls_per_second") > 0, "no rate")
-    posts = total(api, "fokker_http_requests_total", route="/generate", status="202")
-    done = total(api, "fokker_jobs_submitted_total", operation="generate")
-    expect(posts >= done, "the API's processes do not count together")
+    accepted = sum(
+        total(api, "fokker_http_requests_total", route="/generate", status=status)
+        for status in ("200", "202")
+    )
+    submitted = total(api, "fokker_jobs_submitted_total", operation="generate")
+    expect(accepted >= submitted, f"{accepted:.0f} answers to {submitted:.0f} jobs: not all count")
     used = total(api, "fokker_redis_memory_used_bytes")
     limit = total(api, "fokker_redis_memory_limit_bytes")
     expect(MEBIBYTE / 2 < used < limit, f"Redis uses {used} of {limit} bytes")
@@ -244,8 +249,9 @@ def _expect_all(metrics: list[Exported], samples: list[Any]) -> None:
 
 
 def total(samples: list[Any], name: str, **labels: str) -> float:
+    """The sum of a series' values with these labels."""
     return sum(
-        sample.value
+        float(sample.value)
         for sample in samples
         if sample.name == name and labels.items() <= sample.labels.items()
     )

@@ -71,7 +71,7 @@ class Stack:
         (self.folder / "docker").mkdir()
         script = shutil.copy(ROOT / "docker" / "new-env", self.folder / "docker")
         shutil.copy(ROOT / ".env.example", self.folder)
-        self.key = run("sh", script, "tester").stdout.split()[-1]
+        self.key = run("sh", str(script), "tester").stdout.split()[-1]
         with (self.folder / ".env").open("a") as env:
             # A small lease, so that what a killed worker had is taken up soon; two workers share
             # the cores of one machine.

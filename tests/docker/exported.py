@@ -55,7 +55,7 @@ def _attributes(metrics: ApiMetrics | Metrics) -> list[Exported]:
 
 
 def _exported(metric: Any, name: str) -> Exported:
-    kind = metric._type if isinstance(metric, MetricWrapperBase) else metric.type
+    kind = str(metric._type if isinstance(metric, MetricWrapperBase) else metric.type)
     suffix = {"counter": "_total", "info": "_info"}.get(kind, "")
     labels = tuple(metric.samples[0].labels) if kind == "info" else tuple(metric._labelnames)
     text = metric._documentation if isinstance(metric, MetricWrapperBase) else metric.documentation
