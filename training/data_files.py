@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 import zipfile
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -126,7 +127,8 @@ class Pictures:
                 return use(self._content[file]())
             except ImageError as error:
                 return _Failed(str(error))
-            except (OSError, zipfile.BadZipFile) as error:
+            except (OSError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
+                # RuntimeError: an encrypted member, or one packed in a way unknown here.
                 return _Failed(f"its bytes cannot be read: {error}")
 
         files = list(self._content)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from traceback import format_exc
 
 import torch
 
@@ -41,8 +42,8 @@ def finish(
     settings = settings_of(config)
     try:
         found = evaluate(checkpoint, dataset, settings, say)
-    except ValueError as error:
-        say(f"not evaluated: {error}")
+    except Exception as error:  # after hours of training nothing here may cost the checkpoint
+        say(f"not evaluated: {error if isinstance(error, ValueError) else format_exc()}")
         return checkpoint
     if found.likelihoods.summary().converged:
         entry = quantiles_entry(checkpoint, found.likelihoods, settings.likelihood)

@@ -168,7 +168,8 @@ class Trainer:
         }
         groups = self._optimizer.state_dict()["param_groups"]
         self._optimizer.load_state_dict({"state": moments, "param_groups": groups})
-        self._scaler.load_state_dict(document["scaler"])
+        if document["scaler"]:  # empty of a run in another precision than fp16
+            self._scaler.load_state_dict(document["scaler"])
         if self._history:
             self._history.restore(torch.tensor(document["loss_history"], dtype=torch.float64))
         self.ema.updates = document["ema_updates"]

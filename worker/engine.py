@@ -210,7 +210,7 @@ class Engine:
             return self._claims()
 
     def stop_job(self, claim: Claim, reason: str) -> None:
-        """Make a job leave at the next tick: "requested", "deadline", "lost", "deleted"."""
+        """Make a job leave at the next tick: "requested", "abandoned", "deadline", "lost", …"""
         with self._changed:
             for job in (*self._prepared, *self._active):
                 if job.claim is claim:

@@ -14,6 +14,7 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Callable
 
 import torch
 from celery import signals
@@ -160,21 +161,26 @@ class Keeper:
         lease = self._store.settings.lease
         pause = min(lease / 4, 0.25)  # a cancellation is noticed within this time
         rounds = max(1, round(lease / 4 / pause))
+        duties = (self._renew, self._announce, self._store.look_at_memory, self._store.reap)
         for count in itertools.count():
-            try:
-                self._pass_on_cancellations()
-                if count % rounds == 0:
-                    self._renew()
-                    shelf = self._shelf
-                    self._store.announce(shelf.cards, lease, shelf.rates, shelf.failures)
-                    self._store.look_at_memory()
-                    self._store.reap()
-            except StoreError as error:
-                log.warning("%s", error)
-            except Exception:
-                log.exception("the keeper goes on after an error")
+            self._try(self._pass_on_cancellations)
+            for duty in duties if count % rounds == 0 else ():
+                self._try(duty)
             if self._stopping.wait(pause):
                 return
+
+    def _try(self, duty: Callable[[], object]) -> None:
+        """Do a duty; the others do not wait for one that fails: a full store refuses only some."""
+        try:
+            duty()
+        except StoreError as error:
+            log.warning("%s", error)
+        except Exception:
+            log.exception("the keeper goes on after an error")
+
+    def _announce(self) -> None:
+        shelf = self._shelf
+        self._store.announce(shelf.cards, self._store.settings.lease, shelf.rates, shelf.failures)
 
     def _pass_on_cancellations(self) -> None:
         asked = self._store.canceled()

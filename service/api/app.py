@@ -71,6 +71,8 @@ def create_app(
         )
         tasks = [
             asyncio.create_task(_every(CHORES, partial(_do_chores, services))),
+            # By themselves: whoever answers them slowly holds up no deadline.
+            asyncio.create_task(_every(CHORES, partial(deliver_due, services))),
             asyncio.create_task(_every(_pause_of_sweeps(settings), jobs.sweep)),
             asyncio.create_task(waker.run()),
         ]
@@ -79,6 +81,7 @@ def create_app(
         finally:
             for task in tasks:
                 task.cancel()
+            await asyncio.wait(tasks, timeout=5.0)  # what they use is closed below
             if hinter is not None:
                 hinter.close()
             await services.rates.close()
@@ -119,9 +122,11 @@ async def _secret(settings: Settings, store: JobStore) -> bytes:
 
 
 async def _every(seconds: float, chore: Callable[[], Awaitable[object]]) -> None:
-    """Do a chore again and again, as long as the process lives."""
-    failing = False
-    while True:
+    """Do a chore again and again, until it is canceled."""
+    failing, task = False, asyncio.current_task()
+    assert task is not None
+    # Redis's client may turn a cancellation that meets it connecting into an error of its own.
+    while not task.cancelling():
         try:
             await chore()
             failing = False
@@ -131,13 +136,13 @@ async def _every(seconds: float, chore: Callable[[], Awaitable[object]]) -> None
                 trace = None if isinstance(error, StoreError) else error
                 log.warning("what happens without a request waits: %s", error, exc_info=trace)
             failing = True
-        await asyncio.sleep(seconds)
+        if not task.cancelling():
+            await asyncio.sleep(seconds)
 
 
 async def _do_chores(services: Services) -> None:
-    """Settle late and abandoned jobs, also while no worker lives, and tell of those that ended."""
+    """Settle late and abandoned jobs, also while no worker lives, and look at the memory."""
     await services.store.settle()
-    await deliver_due(services)
     services.state.memory_low = await services.store.memory_low()
 
 

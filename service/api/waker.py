@@ -40,9 +40,11 @@ class Waker:
             try:
                 await anyio.to_thread.run_sync(self._hint, self._latest)
                 failing = False
-            except OperationalError as error:
+            except Exception as error:
                 # The jobs are stored: a worker that has room finds them, a moment later.
                 if not failing:
-                    log.warning("no hint was sent: %s", error, extra={"job_id": self._latest})
+                    trace = None if isinstance(error, OperationalError) else error
+                    about = {"job_id": self._latest}
+                    log.warning("no hint was sent: %s", error, exc_info=trace, extra=about)
                 failing = True
             await asyncio.sleep(INTERVAL)

@@ -121,13 +121,18 @@ async def _post(services: Services, job: Job, url: str, attempt: int) -> None:
     # The address that was checked is the one that is called, whatever the name says next.
     host = f"[{address}]" if ":" in address else address
     target = parts._replace(netloc=host if parts.port is None else f"{host}:{parts.port}")
-    async with httpx.AsyncClient(timeout=TIMEOUT, trust_env=False) as client:
-        answer = await client.post(
+    async with (
+        asyncio.timeout(TIMEOUT),  # httpx's own is of every read
+        httpx.AsyncClient(timeout=TIMEOUT, trust_env=False) as client,
+        client.stream(
+            "POST",
             target.geturl(),
             content=body,
             headers=headers,
             extensions={"sni_hostname": parts.hostname},
-        )
+        ) as answer,
+    ):
+        pass  # what it says beside its status is not read
     if answer.is_redirect:
         raise ForbiddenError("it redirects, which is not followed")
     if not answer.is_success:

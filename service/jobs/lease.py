@@ -98,7 +98,7 @@ class WorkerStore(ABC):
 
     @abstractmethod
     def canceled(self) -> dict[str, str]:
-        """The ids of all running jobs that must stop, and why: "requested" or "deadline"."""
+        """The ids of all running jobs that must stop, and why: "requested", "deadline" …"""
 
     @abstractmethod
     def renew(self, claims: Sequence["Claim"]) -> list[Held]:
@@ -208,7 +208,7 @@ class Claim:
         self._fence(self._store.finish(self, End(Status.FAILED, "error", error)))
 
     def cancel(self, reason: str) -> None:
-        """End the job as canceled: "requested" or "deadline". Raises `LeaseLost`."""
+        """End the job as canceled: "requested", "deadline" or "abandoned". Raises `LeaseLost`."""
         self._fence(self._store.finish(self, End(Status.CANCELED, "cancel_reason", reason)))
 
     def release(self, reason: str = "the worker is shutting down") -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import time
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,9 @@ from service.jobs.events import FROM_THE_START, GAP, Event, follows
 from service.jobs.job import Job, Status
 from service.jobs.overview import Overview
 from service.settings import Settings
+
+PATIENCE = 1.0
+"""Seconds for one page of events after which its reader may have missed some."""
 
 READ = 100
 """Events that one read gives at most."""
@@ -253,6 +257,7 @@ class JobStore(ABC):
         behind = after != FROM_THE_START
         while True:
             events = await self.read_events(job_id, after, block_ms=max(1, int(idle * 1000)))
+            read = time.monotonic()
             if behind and events and (gap := await self._gap(job_id, after)):
                 yield gap
             for event in events:
@@ -260,7 +265,7 @@ class JobStore(ABC):
                 if event.last:
                     return
                 after = event.id
-            behind = len(events) == READ
+            behind = len(events) == READ or time.monotonic() - read > PATIENCE
             if not events:
                 job = await self.get(job_id)
                 if job is None or (job.last_event and not follows(job.last_event, after)):

@@ -22,7 +22,7 @@ from service.jobs.store import (
     QuotaError,
 )
 from service.settings import Settings
-from tests.service.helpers import LIMIT, ROOMS, a_job, until
+from tests.service.helpers import CARDS, LIMIT, ROOMS, a_job, until
 from tests.service.network import served
 
 pytestmark = pytest.mark.anyio
@@ -140,6 +140,7 @@ async def test_at_the_limit_of_memory_leases_are_kept_and_jobs_end(
     jobs = [await store.submit(a_job(), bytes(1000)) for _ in range(3)]
     claims = [worker.claim(SERVED, ROOMS) for _ in range(2)]
     held = [claim for claim in claims if claim is not None]
+    worker.announce(CARDS, ttl=60)
     with redis.Redis.from_url(redis_url) as client:
         client.config_set("maxmemory", 1)
         try:
@@ -150,6 +151,10 @@ async def test_at_the_limit_of_memory_leases_are_kept_and_jobs_end(
             before = client.pttl(keys.claim(held[0].token))
             await asyncio.sleep(0.05)
             assert worker.renew(held) == ["held", "held"]
+            beat = client.pttl(keys.worker(worker.worker_id))
+            with pytest.raises(StoreError):
+                worker.announce(CARDS, ttl=120)
+            assert client.pttl(keys.worker(worker.worker_id)) > beat + 30_000, "its beat goes on"
             assert client.pttl(keys.claim(held[0].token)) > before - 50
             held[0].succeed({"images": []})
             held[1].release()
@@ -158,6 +163,28 @@ async def test_at_the_limit_of_memory_leases_are_kept_and_jobs_end(
             client.config_set("maxmemory", 0)
     found = [await store.get(job.id) for job in jobs]
     assert [job.status for job in found if job] == ["succeeded", "queued", "canceled"]
+
+
+async def test_at_the_limit_of_memory_what_a_dead_worker_held_is_reaped(
+    store: JobStore, settings: Settings, redis_url: str
+):
+    job = await store.submit(a_job())
+    short = settings.model_copy(update={"lease": 0.05})
+    dead, other = (RedisWorkerStore(short, name, lambda _: None) for name in ("dead", "other"))
+    assert dead.claim(SERVED, ROOMS) is not None
+    with redis.Redis.from_url(redis_url) as client:
+        client.config_set("maxmemory", 1)
+        try:
+            async with asyncio.timeout(5):
+                while other.reap() == 0:
+                    await asyncio.sleep(0.02)
+        finally:
+            client.config_set("maxmemory", 0)
+    found = await store.get(job.id)
+    assert found is not None
+    assert (found.status, found.attempt) == ("queued", 2)
+    for one in (dead, other):
+        one.close()
 
 
 async def test_a_served_job_is_found_behind_many_that_are_not(store: JobStore, worker: WorkerStore):

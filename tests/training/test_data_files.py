@@ -122,6 +122,21 @@ def test_a_corrupt_picture_is_named_and_left_out(folder: Path) -> None:
     assert again.skipped == dataset.skipped
 
 
+def test_a_damaged_member_of_a_zip_is_named_and_left_out(folder: Path, tmp_path: Path) -> None:
+    packed = tmp_path / "pictures.zip"
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
+        for file in sorted(folder.rglob("*.png")):
+            archive.writestr(str(file.relative_to(folder)), file.read_bytes() + bytes(2000))
+        member = archive.getinfo("cat/01.png")
+    content = bytearray(packed.read_bytes())
+    first = member.header_offset + 30 + len(member.filename)
+    content[first : first + 20] = bytes(b ^ 0xFF for b in content[first : first + 20])
+    packed.write_bytes(content)
+    dataset = data.read(section(packed))
+    assert set(dataset.skipped) == {"cat/01.png"}
+    assert "cannot be read" in dataset.skipped["cat/01.png"]
+
+
 @pytest.mark.parametrize("cached", [False, True])
 def test_a_corrupt_picture_stops_the_run_where_that_is_asked_for(
     folder: Path, cached: bool

@@ -7,7 +7,7 @@ RUNNING = PREFIX + "running"
 """Sorted set: ids of the running jobs, scored by when their lease ends (Redis's seconds)."""
 
 CANCELED = PREFIX + "canceled"
-"""Hash: ids of the running jobs that must stop, to the reason: `requested` or `deadline`."""
+"""Hash: ids of the running jobs that must stop, to why: `requested`, `deadline`, `abandoned`."""
 
 DEADLINES = PREFIX + "deadlines"
 """Sorted set: ids of the unfinished jobs that have a deadline, scored by it (Redis's seconds)."""

@@ -35,11 +35,11 @@ class Streams(RedisBase):
             info = await cast(Any, self._redis.xinfo_stream(keys.events(job_id)))
         except ResponseError:  # the stream has expired
             return False
-        removed = info.get("max-deleted-entry-id")  # from Redis 7 on
-        if removed is None:
-            first = info["first-entry"]
-            return first is not None and follows(first[0].decode(), after)
-        return follows(removed.decode(), after)
+        first = info["first-entry"]
+        if first is not None and follows(first[0].decode(), after):
+            return True  # the last one that was given is no more
+        removed = info.get("max-deleted-entry-id")  # from Redis 7 on, and not by trimming
+        return removed is not None and follows(removed.decode(), after)
 
 
 def _event_of(entry: bytes, fields: Mapping[bytes, bytes]) -> Event:

@@ -85,7 +85,7 @@ class RedisWorkerStore(WorkerStore):
     def reap(self) -> int:
         # Nothing is reaped for one lease after Redis started: no owner could renew before.
         lease = self.settings.lease
-        if not self._redis.set(keys.REAPER, self.worker_id, nx=True, px=int(lease * 250) or 1):
+        if not self._its_turn(int(lease * 250) or 1):
             return 0
         if self._redis.info("server")["uptime_in_seconds"] < lease:
             return 0
@@ -95,6 +95,14 @@ class RedisWorkerStore(WorkerStore):
         for raw in cast(list[bytes], self._redis.zrangebyscore(keys.RUNNING, "-inf", now)):
             requeued += self._reap_one(raw.decode())
         return requeued
+
+    def _its_turn(self, milliseconds: int) -> bool:
+        """Whether nobody reaped just now; a full Redis cannot tell: a job is reaped once anyway."""
+        try:
+            turn = self._redis.set(keys.REAPER, self.worker_id, nx=True, px=milliseconds)
+        except StoreError:
+            return True
+        return bool(turn)
 
     def _reap_one(self, job_id: str) -> int:
         outcome = self._run(
@@ -132,7 +140,11 @@ class RedisWorkerStore(WorkerStore):
             )
             batch.set(keys.worker(self.worker_id), beat.to_json(), px=int(ttl * 1000))
             batch.sadd(keys.WORKERS, self.worker_id)
-            batch.execute()
+            try:
+                batch.execute()
+            except StoreError:  # full, perhaps: it may still prolong what stands there
+                self._redis.pexpire(keys.worker(self.worker_id), int(ttl * 1000))
+                raise
 
     @override
     def withdraw(self) -> None:

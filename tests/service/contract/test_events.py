@@ -80,6 +80,29 @@ async def test_a_stream_is_bounded_and_a_reader_who_fell_behind_is_told(
     await store.close()
 
 
+async def test_a_reader_that_stalled_within_a_page_is_told_what_it_missed(
+    backend: Backend,
+    make_worker: MakeWorker,
+    claim: Claimed,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr("service.jobs.store.PATIENCE", 0.02)
+    store, worker = backend.store(stream_length=100), make_worker("w", stream_length=100)
+    job = (await store.submit(a_job())).id
+    owned = claim(worker)
+    following = store.follow(job, FROM_THE_START, idle=1)
+    async with asyncio.timeout(LIMIT):
+        assert [(await anext(following)).type for _ in range(2)] == ["queued", "started"]
+        for calls in range(500):
+            owned.event("step", {"calls": calls})
+        await asyncio.sleep(0.05)  # the reader takes longer than it may
+        owned.succeed({})
+        kinds = [event.type async for event in following if event]
+    assert (kinds[0], kinds[-1]) == ("gap", "succeeded")
+    assert kinds.count("gap") == 1
+    await store.close()
+
+
 async def test_without_a_loss_there_is_no_gap(store: JobStore, claim: Claimed):
     job = (await store.submit(a_job())).id
     first = (await store.read_events(job, FROM_THE_START, 1))[0].id
