@@ -1,13 +1,16 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 import training
+from model.data import DataSpec
 from training import build
 from training.config import Config, ConfigError
 from training.data import digits
 
-SHIPPED = Path(training.__file__).parent / "configs" / "digits.toml"
+CONFIGS = Path(training.__file__).parent / "configs"
+PICTURES = DataSpec(shape=(3, 32, 32), levels=256, class_names=("a", "b"))
 
 
 def write(tmp_path: Path, text: str) -> Path:
@@ -16,8 +19,16 @@ def write(tmp_path: Path, text: str) -> Path:
     return path
 
 
+def test_the_configuration_for_pictures_is_readable_and_fits_them() -> None:
+    config = Config.read(CONFIGS / "images.toml")
+    assert build.make_architecture(config.model, PICTURES).classes == 2
+    ends = torch.tensor([build.make_process(config).t_min], dtype=torch.float64)
+    # The noise at t_min is finer than a level.
+    assert float(build.make_process(config).sigma(ends)) < 2 / 256
+
+
 def test_the_shipped_configuration_is_readable_and_fits_its_data() -> None:
-    config = Config.read(SHIPPED)
+    config = Config.read(CONFIGS / "digits.toml")
     assert build.make_process(config).t_min == 1e-3
     spec = digits(config.data.held_out).spec
     assert build.make_architecture(config.model, spec).classes == 10
