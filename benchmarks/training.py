@@ -1,7 +1,7 @@
 """Images a second of our training loop over diffusers' loop for unconditional models.
 
     python -m benchmarks.training [--large] [--batch N] [--rounds 5] [--steps N] [--threads N]
-                                  [--compile] [--channels-first]
+                                  [--compile] [--channels-last]
 
 The peer is the loop of diffusers' `train_unconditional.py` as it is recommended to be run, with EMA
 and without logging, progress bar and checkpoints: `UNet2DModel` of the same widths, depths, heads
@@ -45,7 +45,7 @@ MANY = 100_000  # steps of the schedules: none of them ends
 Run = Callable[[int], None]
 
 
-def settings(large: bool, batch_size: int, compiled: bool, channels_last: bool = True) -> Config:
+def settings(large: bool, batch_size: int, compiled: bool, channels_last: bool = False) -> Config:
     """Of the shipped digits model, or of Ho et al. 2020's for CIFAR-10; both with a mirror."""
     network = (
         {
@@ -183,13 +183,13 @@ def main() -> None:
     parser.add_argument("--steps", type=int)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--compile", action="store_true")
-    parser.add_argument("--channels-first", action="store_true")
+    parser.add_argument("--channels-last", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     batch_size = options.batch or (16 if options.large else 128)
     steps = options.steps or (1 if options.large else 12)
     dataset = images(options.large)
-    config = settings(options.large, batch_size, options.compile, not options.channels_first)
+    config = settings(options.large, batch_size, options.compile, options.channels_last)
     runs = {"ours": ours(config, dataset), "diffusers": theirs(config, dataset)}
     sizes = {
         name: sum(w.numel() for w in network.parameters()) for name, (_, network) in runs.items()

@@ -106,7 +106,9 @@ class TrainSection(_Section):
     """The loop.
 
     batch_size: images a step, over all processes and all of the ``accumulate`` parts that a step
-    is computed in. precision: of the forward pass; weights stay float32. threads: of a CPU.
+    is computed in. precision: of the forward pass; weights stay float32. channels_last: how
+    activations lie; by default so on a GPU and not on a CPU, where it trains slower. threads: of a
+    CPU.
     checkpoint_every, sample_every: steps between states that can be resumed, of which the last
     ``keep`` stay, and between grids of samples (0: none).
     """
@@ -121,7 +123,7 @@ class TrainSection(_Section):
     weight_decay: Annotated[float, Field(ge=0.0)] = 0.01
     clip_norm: Annotated[float, Field(gt=0.0)] = 1.0
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    channels_last: bool = True
+    channels_last: bool | None = None
     compile: bool = False
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: PositiveInt | None = None

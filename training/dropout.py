@@ -28,11 +28,18 @@ class Masked(nn.Module):
 class Dropout:
     """Takes the place of a network's `nn.Dropout` modules, for batches of ``rows`` images.
 
-    shape: (C, H, W) of one image, from which the layers' own shapes are found.
+    shape: (C, H, W) of one image, from which the layers' own shapes are found. channels_last: how
+    activations lie; masks lie alike, so the two layouts drop other values.
     """
 
     def __init__(
-        self, network: nn.Module, rows: int, shape: tuple[int, int, int], device: torch.device
+        self,
+        network: nn.Module,
+        rows: int,
+        shape: tuple[int, int, int],
+        device: torch.device,
+        *,
+        channels_last: bool = False,
     ) -> None:
         self._layers = _replace(network)
         if not self._layers:
@@ -51,7 +58,10 @@ class Dropout:
             torch.split(self._masks[:, : sum(sizes)], sizes, dim=1),
             strict=True,
         ):
-            layer.mask = part.view(rows, h, w, c).permute(0, 3, 1, 2)  # lies as the activations do
+            if channels_last:
+                layer.mask = part.view(rows, h, w, c).permute(0, 3, 1, 2)
+            else:
+                layer.mask = part.view(rows, c, h, w)
 
     def draw(self, rows: Rows) -> None:
         """Set the masks of these images, in place."""

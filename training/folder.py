@@ -22,7 +22,6 @@ FREE = {
     "data.cache",
     "data.corrupt",
     "train.accumulate",
-    "train.channels_last",
     "train.checkpoint_every",
     "train.compile",
     "train.device",

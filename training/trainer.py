@@ -73,9 +73,18 @@ class Trainer:
         self.done = 0
         torch.manual_seed(settings.seed)  # the initial weights, the same in every process
         self.network = UNet(architecture).train().to(world.device)
-        if settings.channels_last:
+        channels_last = settings.channels_last
+        if channels_last is None:
+            channels_last = world.device.type == "cuda"
+        if channels_last:
             _lay_channels_last(self.network)
-        self._dropout = Dropout(self.network, self._rows, dataset.spec.shape, world.device)
+        self._dropout = Dropout(
+            self.network,
+            self._rows,
+            dataset.spec.shape,
+            world.device,
+            channels_last=channels_last,
+        )
         self.ema = Ema(self.network, config.ema.decays)
         self._call = _prepared(self.network, config, world)
         self._optimizer = torch.optim.AdamW(

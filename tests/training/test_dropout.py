@@ -1,5 +1,6 @@
 import math
 
+import pytest
 import torch
 from torch import nn
 
@@ -15,16 +16,17 @@ def rows(first: int, count: int) -> Rows:
     return Rows(seed=1, step=2, first=first, count=count, device=CPU)
 
 
-def masked(count: int) -> tuple[nn.Module, Dropout]:
+def masked(count: int, channels_last: bool = False) -> tuple[nn.Module, Dropout]:
     torch.manual_seed(0)
     network = UNet(CONFIG).train()
-    return network, Dropout(network, count, (1, 8, 8), CPU)
+    return network, Dropout(network, count, (1, 8, 8), CPU, channels_last=channels_last)
 
 
-def test_an_image_gets_its_masks_wherever_it_is_in_a_batch() -> None:
-    whole, drawn = masked(8)
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_an_image_gets_its_masks_wherever_it_is_in_a_batch(channels_last: bool) -> None:
+    whole, drawn = masked(8, channels_last)
     drawn.draw(rows(0, 8))
-    part, drawn = masked(2)
+    part, drawn = masked(2, channels_last)
     drawn.draw(rows(4, 2))
     u = torch.randn(8, 1, 8, 8, generator=torch.Generator().manual_seed(3))
     ask = torch.zeros(8), torch.zeros(8).long()
