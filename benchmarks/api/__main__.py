@@ -1,7 +1,7 @@
 """Measure one API process under load and print Markdown.
 
     scripts/bench api                       both figures, some minutes
-    scripts/bench api --figure streams --rates 1 2 4 8
+    scripts/bench api --figure streams --rates 1 4
     scripts/bench api --figure submit --rate 300
 
 API, Redis, clients and what stands for workers are processes of their own, started here on
@@ -33,7 +33,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--streams", type=int, default=1000)
     parser.add_argument("--jobs", type=int, default=100)
     parser.add_argument(
-        "--rates", type=float, nargs="+", default=[1, 2, 4, 8], help="events/s of one job"
+        "--rates", type=float, nargs="+", default=[1, 4, 8, 16, 32], help="events/s of one job"
     )
     parser.add_argument("--rate", type=float, default=300, help="submissions/s")
     parser.add_argument("--seconds", type=float, default=None, help="15 a rate, 30 of submissions")

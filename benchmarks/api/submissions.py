@@ -69,7 +69,7 @@ def measure(rate: float, seconds: float) -> str:
         row(f"{rate:g}/s while {wait:,} may wait", first, last, usage),
         row("beyond", rest, seconds + BEYOND - last, usage),
     ]
-    with api() as system:
+    with api(FOKKER_MAX_QUEUED="1000000") as system:
         announce(system)
         submit(system, rate / 4, 2)
         say(f"as many as {CONNECTIONS} connections get answered")

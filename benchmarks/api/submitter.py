@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
-from collections import Counter
+from collections import Counter, deque
 from typing import Any
 
 from benchmarks.api.http import Answers, address, request
@@ -24,8 +24,9 @@ class Clients:
     def __init__(self, given: dict[str, Any]) -> None:
         self.given = given
         self.loop = asyncio.get_running_loop()
-        self.free: list[Answers] = []
-        self.due: list[float] = []  # when each request that waits for a connection was due
+        # In turn, since the server closes a connection that was not used for five seconds.
+        self.free: deque[Answers] = deque()
+        self.due: deque[float] = deque()  # when each request that waits for a connection was due
         self.sent: dict[Answers, float] = {}
         self.answered: list[tuple[float, float, int]] = []  # when due, seconds taken, status
         self.start = self.end = 0.0
@@ -49,6 +50,8 @@ class Clients:
             await self.pace(rate)
         while self.sent:
             await asyncio.sleep(0.05)
+            if any(connection.transport.is_closing() for connection in self.sent):
+                raise ConnectionError("a connection was closed before its answer")
         return {"answers": self.answered, "other": dict(self.other.most_common(5))}
 
     async def pace(self, rate: float) -> None:
@@ -58,7 +61,7 @@ class Clients:
             if (pause := when - self.loop.time()) > 0.001:
                 await asyncio.sleep(pause)
             if self.free:
-                self.send(self.free.pop(), when)
+                self.send(self.free.popleft(), when)
             else:
                 self.due.append(when)
 
@@ -76,7 +79,7 @@ class Clients:
         if status not in (202, 429, 503):
             self.other[body[:200].decode()] += 1
         if self.due:
-            self.send(connection, self.due.pop(0))
+            self.send(connection, self.due.popleft())
         elif self.given["rate"] is None and now < self.end:
             self.send(connection, now)
         else:

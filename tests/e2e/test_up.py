@@ -96,6 +96,7 @@ def test_a_child_that_dies_is_named_and_the_others_are_stopped(
     url = redis_server.rpartition("/")[0] + "/3"
     up, _, below = start_up(FOKKER_REDIS_URL=url, FOKKER_LOG_FORMAT="json")
     assert set(below) == {"worker", "serve"}, "a Redis of its own in spite of FOKKER_REDIS_URL"
+    wait_until(lambda: '"worker"' in up.err.read_text(), "the worker's first line")
     below["worker"].kill()
     assert up.process.wait(STOP_LIMIT) == 1
     lines = [json.loads(line) for line in up.err.read_text().splitlines()]
