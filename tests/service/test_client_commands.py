@@ -290,6 +290,7 @@ def test_a_service_that_is_away_exits_with_3(
     assert "fokker up" in result.stderr
 
 
+@pytest.mark.slow  # its ten seconds were too few once, beside the whole suite
 def test_an_interrupt_cancels_the_job_and_exits_with_130(url: str, worker: WorkerStore):
     """On a terminal, where a bar shows the job's progress until then."""
     controller, terminal = pty.openpty()
