@@ -30,6 +30,7 @@ from service.jobs.hints import Hinter, make_celery
 from service.jobs.recent import Recent
 from service.jobs.redis_store import RedisJobStore
 from service.jobs.store import JobStore
+from service.jobs.tasks import end
 from service.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -79,9 +80,7 @@ def create_app(
         try:
             yield
         finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.wait(tasks, timeout=5.0)  # what they use is closed below
+            await end(*tasks)
             if hinter is not None:
                 hinter.close()
             await services.rates.close()
@@ -123,10 +122,8 @@ async def _secret(settings: Settings, store: JobStore) -> bytes:
 
 async def _every(seconds: float, chore: Callable[[], Awaitable[object]]) -> None:
     """Do a chore again and again, until it is canceled."""
-    failing, task = False, asyncio.current_task()
-    assert task is not None
-    # Redis's client may turn a cancellation that meets it connecting into an error of its own.
-    while not task.cancelling():
+    failing = False
+    while True:
         try:
             await chore()
             failing = False
@@ -136,8 +133,7 @@ async def _every(seconds: float, chore: Callable[[], Awaitable[object]]) -> None
                 trace = None if isinstance(error, StoreError) else error
                 log.warning("what happens without a request waits: %s", error, exc_info=trace)
             failing = True
-        if not task.cancelling():
-            await asyncio.sleep(seconds)
+        await asyncio.sleep(seconds)
 
 
 async def _do_chores(services: Services) -> None:

@@ -19,6 +19,7 @@ from service.jobs.errors import StoreError
 from service.jobs.events import order
 from service.jobs.redis_store.connection import AsyncClient
 from service.jobs.store import READ
+from service.jobs.tasks import end
 
 BLOCK = 15.0  # seconds that one question may block
 PAUSE = 0.01  # seconds between an answer and the next question, which then asks for more at once
@@ -54,10 +55,7 @@ class Tail:
 
     async def close(self) -> None:
         """End the loop, which closes its connection."""
-        tasks = [task for task in (self._loop, self._interrupting) if task is not None]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await end(*(task for task in (self._loop, self._interrupting) if task is not None))
 
     async def read(self, stream: str, after: str, seconds: float) -> Sequence[Any]:
         """The next entries after an id, none if none comes in so many seconds.
