@@ -216,6 +216,13 @@ def asked(
     return Curves(folder, measure).of(checkpoint, denoiser, lambda: True)
 
 
+@pytest.fixture
+def free_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No thread waits for a core, whatever else the machine does."""
+    monkeypatch.setattr(knee, "_waited", lambda: 0.0)
+
+
+@pytest.mark.usefixtures("free_cores")
 def test_a_curve_is_measured_once(tmp_path: Path, checkpoint: Checkpoint, denoiser: Denoiser):
     measure = Counted()
     assert asked(tmp_path, checkpoint, denoiser, measure) == CURVE
@@ -247,6 +254,7 @@ def test_other_circumstances_are_measured_again(
     assert measure.times == 4
 
 
+@pytest.mark.usefixtures("free_cores")
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"key": 1, "curve": 2}', "\x00"])
 def test_a_broken_file_is_measured_again_and_replaced(
     content: str,
@@ -273,6 +281,7 @@ def test_a_cache_that_cannot_be_written_is_no_error(
     assert asked(None, checkpoint, denoiser, Counted()) == CURVE
 
 
+@pytest.mark.usefixtures("free_cores")
 def test_what_was_measured_while_others_ran_is_not_kept(
     tmp_path: Path, checkpoint: Checkpoint, denoiser: Denoiser
 ) -> None:
