@@ -27,7 +27,7 @@ from service.settings import Settings
 from tests.laws.mixture import mixture
 from worker.courier import Courier
 from worker.engine import Engine
-from worker.knee import Curve
+from worker.knee import Curve, Curves
 from worker.shelf import ServedModel, Shelf
 
 SHAPE = (1, 4, 4)
@@ -54,15 +54,15 @@ def models(network: GaussianMixture, tmp_path_factory: pytest.TempPathFactory) -
 
 @pytest.fixture(scope="session")
 def shelf(models: Path) -> Shelf:
-    return Shelf(models, torch.device("cpu"))
+    """The model's curve is one that no other work on the machine can disturb."""
+    curve = Curve((1, 16, KNEE), (0.001, 0.004, 0.008), gradient_seconds=0.05)
+    return Shelf(models, torch.device("cpu"), curves=Curves(measure=lambda *_: curve))
 
 
 @pytest.fixture(scope="session")
 def served(shelf: Shelf) -> ServedModel:
-    """The loaded model, with a curve that no other work on the machine can disturb."""
-    served = next(iter(shelf.models.values()))
-    served.curve = Curve((1, 16, KNEE), (0.001, 0.004, 0.008), gradient_seconds=0.05)
-    return served
+    """The loaded model."""
+    return next(iter(shelf.models.values()))
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from tests.worker.conftest import Stopped, claiming
 from training.data import digits
 from worker.courier import Courier
 from worker.engine import Engine
-from worker.knee import Curve
+from worker.knee import Curve, Curves
 from worker.shelf import SHIPPED, ServedModel, Shelf
 
 LOOSE = {"name": "adaptive", "tolerance": 1e-2}
@@ -28,10 +28,8 @@ PROBED = {"kind": "hutchinson", "probes": 2}
 
 @pytest.fixture(scope="module")
 def zoo() -> Shelf:
-    shelf = Shelf(SHIPPED, torch.device("cpu"))
-    for served in shelf.models.values():
-        served.curve = Curve((1, 16, 64), (0.0025, 0.007, 0.012), gradient_seconds=0.06)
-    return shelf
+    curve = Curve((1, 16, 64), (0.0025, 0.007, 0.012), gradient_seconds=0.06)
+    return Shelf(SHIPPED, torch.device("cpu"), curves=Curves(measure=lambda *_: curve))
 
 
 @pytest.fixture
