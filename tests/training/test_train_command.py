@@ -136,7 +136,7 @@ def test_a_zip_of_real_pictures_trains_with_the_shipped_configuration(tmp_path: 
     if not given:
         pytest.skip("FOKKER_TEST_IMAGES names no zip of real pictures")
     out = tmp_path / "run"
-    small = ["model.channels=[32, 64]", "model.attention=[1]", "train.steps=40"]
+    small = ["model.channels=[32, 64]", "model.head_channels=32", "train.steps=40"]
     cheap = ["evaluate.tolerance=0.1", "evaluate.probes=1", "evaluate.max_calls=20"]
     options = [f"data.path={given}", f"data.cache={tmp_path}", "data.held_out=0.002"]
     options += [*small, *cheap, "train.batch_size=16", "evaluate.sample_steps=5"]
