@@ -110,7 +110,9 @@ class Settings(BaseSettings):
         "are answered 429. A single job is always taken.",
     )
     requests_per_minute: int | None = Field(
-        default=None, ge=1, description="Jobs that one API key may submit in a minute."
+        default=None,
+        ge=1,
+        description="Requests for jobs that one API key may send in a minute, refused ones too.",
     )
     idempotency_ttl: int = Field(
         default=86_400, ge=1, description="Seconds that an Idempotency-Key is remembered."
@@ -183,6 +185,11 @@ class Settings(BaseSettings):
             raise SettingsError(
                 "FOKKER_REDIS_URL is not set; set it to a Redis server's URL, for example "
                 "redis://localhost:6379/0, or run `fokker up`, which starts one"
+            )
+        if not self.redis_url.startswith(("redis://", "rediss://", "unix://")):
+            raise SettingsError(
+                "FOKKER_REDIS_URL is not the URL of a Redis server; it begins with redis://, "
+                "rediss:// or unix://, for example redis://localhost:6379/0"
             )
         return self.redis_url
 

@@ -23,7 +23,7 @@ from service.api.heads import Heads
 from service.api.rates import Rates
 from service.api.request_ids import RequestIds
 from service.api.waker import Waker
-from service.api.webhooks import deliver_due
+from service.api.webhooks import Deliveries
 from service.jobs.artifacts import open_artifacts
 from service.jobs.errors import StoreError
 from service.jobs.hints import Hinter, make_celery
@@ -70,10 +70,10 @@ def create_app(
             metrics=metrics,
             state=State(),
         )
+        deliveries = Deliveries(services)
         tasks = [
             asyncio.create_task(_every(CHORES, partial(_do_chores, services))),
-            # By themselves: whoever answers them slowly holds up no deadline.
-            asyncio.create_task(_every(CHORES, partial(deliver_due, services))),
+            asyncio.create_task(_every(CHORES, deliveries.begin)),
             asyncio.create_task(_every(_pause_of_sweeps(settings), jobs.sweep)),
             asyncio.create_task(waker.run()),
         ]
@@ -81,6 +81,7 @@ def create_app(
             yield
         finally:
             await end(*tasks)
+            await deliveries.close()
             if hinter is not None:
                 hinter.close()
             await services.rates.close()

@@ -16,7 +16,9 @@ import httpx
 
 from service.api.dependencies import Services
 from service.api.views import view_of
+from service.jobs.errors import StoreError
 from service.jobs.job import Job
+from service.jobs.tasks import end
 from service.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -24,7 +26,7 @@ log = logging.getLogger(__name__)
 ATTEMPTS = 6
 PAUSE = 5.0  # seconds before the second attempt, doubled each time
 TIMEOUT = 10.0  # seconds
-
+AT_ONCE = 50  # deliveries of one process
 
 DELIVERIES = uuid.UUID("6f1b0f1e-7b8a-4d0c-9a53-0d6f4f6b6b72")
 """The namespace of the deliveries' ids: a job has one, whichever process delivers it."""
@@ -77,15 +79,38 @@ def _check_address(address: str, settings: Settings) -> None:
         raise ForbiddenError(f"{address} is not an address of the public internet")
 
 
-async def deliver_due(services: Services) -> None:
-    """Tell those who wait to be told; several processes may do so at once."""
-    if services.settings.webhook_secret is None:
-        return  # another process may have it
-    due = await services.store.due_webhooks(TIMEOUT + PAUSE)
-    await asyncio.gather(*(_deliver(services, job, attempt) for job, attempt in due))
+class Deliveries:
+    """The webhooks that are on their way; none waits for another that is answered slowly."""
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+        self._running: set[asyncio.Task[None]] = set()
+
+    async def begin(self) -> None:
+        """Begin to tell those who wait to be told; several processes may do so at once."""
+        if self._services.settings.webhook_secret is None:
+            return  # another process may have it
+        room = AT_ONCE - len(self._running)
+        if room <= 0:
+            return
+        for job, attempt in await self._services.store.due_webhooks(TIMEOUT + PAUSE, room):
+            task = asyncio.create_task(_deliver(self._services, job, attempt))
+            self._running.add(task)
+            task.add_done_callback(self._running.discard)
+
+    async def close(self) -> None:
+        """Give up what is on its way: it is due again soon, for another process."""
+        await end(*self._running)
 
 
 async def _deliver(services: Services, job: Job, attempt: int) -> None:
+    try:
+        await _attempt(services, job, attempt)
+    except StoreError as error:  # it is due again when the store has forgotten who had it
+        log.warning("webhook: %s", error, extra={"job_id": job.id})
+
+
+async def _attempt(services: Services, job: Job, attempt: int) -> None:
     assert job.webhook is not None
     try:
         await _post(services, job, job.webhook, attempt)

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import quote
 
+from service.client.errors import InvalidInput
 from service.client.job import Job
 
 JobOrId = Job | str
@@ -69,4 +70,7 @@ def ready() -> Call:
 
 
 def _job_path(which: JobOrId) -> str:
-    return f"/jobs/{quote(which.id if isinstance(which, Job) else which, safe='')}"
+    job_id = which.id if isinstance(which, Job) else which
+    if not job_id:
+        raise InvalidInput("job: given no id; give a Job or the id of one")
+    return f"/jobs/{quote(job_id, safe='')}"

@@ -1,6 +1,7 @@
 """What can go wrong for a client, and what each answer other than success means.
 
 ClientError
+├── InvalidInput         what was given cannot be sent; also a ValueError
 ├── RequestRefused       the request cannot be met as it is; says which field, and the fix
 ├── ServiceUnavailable   nobody answers, or the service cannot answer now
 └── JobError             the job came to another end than a result
@@ -8,18 +9,22 @@ ClientError
     └── JobCanceled      on request, or because its deadline passed
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import httpx
 
-from service.client.calls import Call
 from service.client.job import Job
 from service.jobs.job import Status
+
+if TYPE_CHECKING:  # calls raise errors
+    from service.client.calls import Call
 
 SHOWN = 300  # characters of an answer that is no problem document
 

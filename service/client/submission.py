@@ -128,7 +128,7 @@ class Submission:
 
         Raises InvalidInput for what cannot be sent.
         """
-        request = {name: _by_name(name, value) for name, value in self.request.items()}
+        request = {name: _by_name(name, _plain(name, v)) for name, v in self.request.items()}
         parts = [] if self.images is None else image_parts(self.images)
         if self.latents is not None:
             request, latents = _with_latents(request, self.latents)
@@ -142,6 +142,24 @@ class Submission:
             text = json.dumps(request, allow_nan=False).encode()
             body = {"files": [("request", (None, text, "application/json")), *parts]}
         return Call("POST", f"/{self.operation}", body | {"headers": headers})
+
+
+def _plain(name: str, value: Any) -> Any:
+    """The value as JSON has it, NumPy's numbers and arrays as plain ones.
+
+    Raises InvalidInput for what JSON cannot say.
+    """
+
+    def other(found: Any) -> Any:
+        if isinstance(found, np.generic | np.ndarray):
+            return found.tolist()
+        raise TypeError(f"{type(found).__name__} is none of JSON's values")
+
+    try:
+        return json.loads(json.dumps(value, default=other, allow_nan=False))
+    except (TypeError, ValueError) as error:
+        detail = f"{error}; give numbers that are finite, text, lists and mappings of these"
+        raise InvalidInput(f"{name}: {detail}") from error
 
 
 def _by_name(name: str, value: Any) -> Any:

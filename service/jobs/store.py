@@ -222,10 +222,10 @@ class JobStore(ABC):
         """
 
     @abstractmethod
-    async def due_webhooks(self, seconds: float) -> list[tuple[Job, int]]:
+    async def due_webhooks(self, seconds: float, most: int) -> list[tuple[Job, int]]:
         """Jobs whose webhook is due, and the number of this attempt; nobody else gets them.
 
-        seconds: after which they are due again, should the caller die.
+        seconds: after which they are due again, should the caller die. most: at a time.
         """
 
     @abstractmethod
@@ -254,7 +254,7 @@ class JobStore(ABC):
         Where events were removed before they could be given, a `gap` with the job's status stands
         in their place. It also ends when the job or the rest of its events have expired.
         """
-        behind = after != FROM_THE_START
+        behind = follows(after, FROM_THE_START)
         while True:
             events = await self.read_events(job_id, after, block_ms=max(1, int(idle * 1000)))
             read = time.monotonic()

@@ -175,6 +175,28 @@ def test_latents_that_cannot_be_sent_are_refused_before_anything_is_sent(
     assert gate.seen == []
 
 
+def test_numpy_s_numbers_and_arrays_are_options_too(url: str, connect: Connect, serve_one: Serve):
+    serve_one(draw)
+    found = connect(url)("generate", "digits", count=np.int32(2), seeds=np.arange(2))
+    asked = found.job.parameters
+    assert (asked["count"], asked["seeds"]) == (2, [0, 1])
+
+
+@pytest.mark.parametrize("value", [float("nan"), object(), {1}])
+def test_options_that_json_cannot_say_are_refused_before_anything_is_sent(
+    url: str, gate: Gate, connect: Connect, value: Any
+):
+    with pytest.raises(InvalidInput, match=r"^count: "):
+        connect(url)("generate", "digits", count=value)
+    assert gate.seen == []
+
+
+def test_a_job_without_an_id_is_refused(url: str, gate: Gate, connect: Connect):
+    with pytest.raises(InvalidInput, match="no id"):
+        connect(url)("job", "")
+    assert gate.seen == []
+
+
 def test_loglik_gives_figures_with_their_errors(url: str, connect: Connect, serve_one: Serve):
     serve_one(likelihoods)
     found = connect(url)("loglik", [png(), png()], model="digits", dequantization=None, seed=1)

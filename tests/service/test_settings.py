@@ -15,6 +15,12 @@ def test_a_missing_redis_names_its_variable(monkeypatch: pytest.MonkeyPatch):
         Settings().require_redis()
 
 
+def test_a_redis_url_that_is_none_names_its_variable(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("FOKKER_REDIS_URL", "nonsense")
+    with pytest.raises(SettingsError, match=r"FOKKER_REDIS_URL .* redis://"):
+        Settings().require_redis()
+
+
 def test_a_setting_out_of_range_is_refused_at_start(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("FOKKER_LEASE", "0")
     with pytest.raises(ValidationError, match="lease"):

@@ -43,6 +43,13 @@ async def follow(tail: Tail, stream: str, count: int, after: str = START) -> lis
     return seen
 
 
+async def looked(tail: Tail, stream: str) -> None:
+    """Until somebody waits for what is not there yet."""
+    async with asyncio.timeout(LIMIT):
+        while stream not in tail._waiting:
+            await asyncio.sleep(0)
+
+
 async def blocked(redis: AsyncClient, count: int) -> None:
     async with asyncio.timeout(LIMIT):
         while (await redis.info("clients"))["blocked_clients"] != count:
@@ -68,11 +75,41 @@ async def test_a_stream_that_joins_does_not_wait_for_the_others(tail: Tail, redi
     quiet = asyncio.create_task(follow(tail, "quiet", 1))
     await blocked(redis, 1)
     joins = asyncio.create_task(follow(tail, "joins", 2))
-    await asyncio.sleep(0)  # it has looked
+    await looked(tail, "joins")
     await add(redis, "joins", 1, 2)
     assert await asyncio.wait_for(joins, 2) == [1, 2]
     await add(redis, "quiet", 3)
     assert await quiet == [3]
+
+
+async def test_who_joins_the_next_question_does_not_wait_for_the_last_one_s_interrupt(
+    tail: Tail, redis: AsyncClient, monkeypatch: pytest.MonkeyPatch
+):
+    held, unblock = asyncio.Event(), redis.client_unblock
+
+    async def held_up(client_id: int) -> Any:
+        await held.wait()
+        return await unblock(client_id)
+
+    quiet = asyncio.create_task(follow(tail, "quiet", 2))
+    await blocked(redis, 1)
+    monkeypatch.setattr(redis, "client_unblock", held_up)
+    second = asyncio.create_task(follow(tail, "second", 1))
+    await looked(tail, "second")
+    monkeypatch.setattr(redis, "client_unblock", unblock)
+    first_question = tail._asked
+    await add(redis, "quiet", 1)  # ends the question while its interrupt is on its way
+    async with asyncio.timeout(LIMIT):
+        while tail._asked is first_question or not tail._asked:
+            await asyncio.sleep(0.001)
+    third = asyncio.create_task(follow(tail, "third", 1))
+    await looked(tail, "third")
+    await add(redis, "third", 3)
+    assert await asyncio.wait_for(third, 2) == [3]
+    held.set()
+    await add(redis, "second", 2)
+    await add(redis, "quiet", 4)
+    assert (await second, await quiet) == ([2], [1, 4])
 
 
 async def test_each_goes_on_from_where_it_was(tail: Tail, redis: AsyncClient):
@@ -119,7 +156,6 @@ async def test_nothing_in_time_is_nothing(tail: Tail):
     assert list(await tail.read("s", START, 0.01)) == []
 
 
-@pytest.mark.slow  # hung once in a full run; alone it passes
 async def test_who_waits_is_told_that_redis_is_away_and_may_wait_again(
     tail: Tail, redis: AsyncClient
 ):

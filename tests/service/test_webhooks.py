@@ -38,11 +38,17 @@ class Receiver:
     statuses: list[int] = field(default_factory=list)
     bodies: list[bytes] = field(default_factory=list)
     signatures: list[str] = field(default_factory=list)
+    asked: list[str] = field(default_factory=list)  # paths that wait, or waited
     deliveries: list[tuple[str, str]] = field(default_factory=list)  # id and attempt
+
+    answers: asyncio.Event = field(default_factory=asyncio.Event)  # to /slow
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
             request = Request(scope, receive)
+            if request.url.path == "/slow":
+                self.asked.append("/slow")
+                await self.answers.wait()
             self.bodies.append(await request.body())
             self.signatures.append(request.headers["Fokker-Signature"])
             delivery = request.headers["Fokker-Delivery"], request.headers["Fokker-Attempt"]
@@ -137,6 +143,24 @@ async def test_a_failed_delivery_is_tried_again_and_at_last_given_up(
     await forgotten(redis_url)
     assert len(receiver.bodies) == 3 + 6
     assert len({delivery for delivery, _ in receiver.deliveries}) == 2, "one a job"
+
+
+async def test_one_who_does_not_answer_holds_up_no_other(
+    client: httpx.AsyncClient, worker: WorkerStore, receiver: Receiver, address: str, redis_url: str
+):
+    await submitted(client, f"{address}/slow")
+    succeed(worker)
+    async with asyncio.timeout(LIMIT):
+        while not receiver.asked:
+            await asyncio.sleep(0.01)
+    await submitted(client, f"{address}/other")
+    told = succeed(worker)
+    async with asyncio.timeout(LIMIT / 2):
+        while not receiver.bodies:
+            await asyncio.sleep(0.01)
+    assert json.loads(receiver.bodies[0])["id"] == told
+    receiver.answers.set()
+    await forgotten(redis_url)
 
 
 async def test_two_processes_deliver_once(

@@ -139,7 +139,8 @@ def test_a_zip_of_real_pictures_trains_with_the_shipped_configuration(tmp_path: 
     small = ["model.channels=[32, 64]", "model.head_channels=32", "train.steps=40"]
     cheap = ["evaluate.tolerance=0.1", "evaluate.probes=1", "evaluate.max_calls=20"]
     options = [f"data.path={given}", f"data.cache={tmp_path}", "data.held_out=0.002"]
-    options += [*small, *cheap, "train.batch_size=16", "evaluate.sample_steps=5"]
+    options += [*small, *cheap, "train.batch_size=16", "train.warmup_steps=5"]
+    options += ["evaluate.sample_steps=5", "evaluate.samples=16"]
     train("training/configs/images.toml", "--out", out, *(f"--set={option}" for option in options))
     found = runs.losses(out)
     assert sum(found[-10:]) < 0.8 * sum(found[:10])

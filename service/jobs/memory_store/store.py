@@ -223,7 +223,7 @@ class MemoryJobStore(JobStore):
         self._memory.finish_canceled(entry, entry.job.cancel_reason or "deadline", now)
 
     @override
-    async def due_webhooks(self, seconds: float) -> list[tuple[Job, int]]:
+    async def due_webhooks(self, seconds: float, most: int) -> list[tuple[Job, int]]:
         with self._memory.turn() as now:
             due = [
                 entry
@@ -231,7 +231,7 @@ class MemoryJobStore(JobStore):
                 if entry.hook_at is not None
                 and entry.hook_at <= now
                 and entry.hook_held_until <= now
-            ]
+            ][:most]
             for entry in due:
                 entry.hook_held_until = now + seconds
                 entry.hook_attempts += 1

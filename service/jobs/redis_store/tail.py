@@ -51,11 +51,12 @@ class Tail:
         self._newest: dict[str, Place] = {}  # handed out of each stream; the latest ones last
         self._asked: dict[str, Place] = {}  # of the question that blocks now, if one does
         self._client_id = 0
-        self._interrupting: asyncio.Task[None] | None = None
+        self._interrupted: dict[str, Place] | None = None  # the last question that was to end
+        self._interrupting: set[asyncio.Task[None]] = set()
 
     async def close(self) -> None:
         """End the loop, which closes its connection."""
-        await end(*(task for task in (self._loop, self._interrupting) if task is not None))
+        await end(*self._interrupting, *([self._loop] if self._loop else []))
 
     async def read(self, stream: str, after: str, seconds: float) -> Sequence[Any]:
         """The next entries after an id, none if none comes in so many seconds.
@@ -91,17 +92,20 @@ class Tail:
         elif (
             self._asked
             and (stream not in self._asked or after < self._asked[stream])
-            and (self._interrupting is None or self._interrupting.done())
+            and self._interrupted is not self._asked
         ):
-            self._interrupting = asyncio.create_task(self._interrupt(self._asked))
+            self._interrupted = self._asked
+            task = asyncio.create_task(self._interrupt(self._asked))
+            self._interrupting.add(task)
+            task.add_done_callback(self._interrupting.discard)
 
     async def _interrupt(self, question: dict[str, Place]) -> None:
         """End a question that blocks; it may not have begun to."""
         try:
             while self._asked is question and not await self._redis.client_unblock(self._client_id):
                 await asyncio.sleep(AGAIN)
-        except StoreError:
-            pass  # the loop's own connection says so, too
+        except StoreError:  # the loop's own connection says so, too
+            self._interrupted = None
 
     async def _follow(self) -> None:
         """Ask, as long as anyone waits; a failure is that of all who do."""

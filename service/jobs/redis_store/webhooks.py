@@ -13,15 +13,17 @@ class Webhooks(RedisBase):
     """The part of the store that says which webhooks are due."""
 
     @override
-    async def due_webhooks(self, seconds: float) -> list[tuple[Job, int]]:
+    async def due_webhooks(self, seconds: float, most: int) -> list[tuple[Job, int]]:
         now = await self._now()
-        due = self._redis.zrangebyscore(keys.WEBHOOKS, "-inf", now, start=0, num=20)
+        due = self._redis.zrangebyscore(keys.WEBHOOKS, "-inf", now, start=0, num=most)
         found = []
         for raw in cast(list[bytes], await due):
             job_id = raw.decode()
             lock = keys.webhook(job_id)
             if not await self._redis.set(lock, 1, nx=True, px=int(seconds * 1000)):
                 continue
+            # Out of the way of those behind it, for as long as it may take.
+            await self._redis.zadd(keys.WEBHOOKS, {job_id: now + seconds}, xx=True)
             job = await self.get(job_id)
             if job is None:
                 await self.webhook_done(job_id)

@@ -138,12 +138,12 @@ async def test_a_webhook_is_due_at_the_end_once_and_again_where_it_failed(
 ):
     job = (await store.submit(a_job(webhook="https://example.org"))).id
     await store.submit(a_job())
-    assert await store.due_webhooks(60) == []
+    assert await store.due_webhooks(60, 9) == []
     claim().succeed({})
     claim().succeed({})
 
     async def due(seconds: float = 60) -> list[tuple[str, int]]:
-        return [(job.id, attempt) for job, attempt in await store.due_webhooks(seconds)]
+        return [(job.id, attempt) for job, attempt in await store.due_webhooks(seconds, 9)]
 
     assert await due() == [(job, 1)]
     assert await due() == [], "somebody else has it"
@@ -165,11 +165,11 @@ async def test_a_webhook_that_is_given_up_or_whose_job_is_deleted_is_forgotten(
         await store.submit(a_job(webhook="https://example.org"))
     for _ in range(2):
         claim().fail({"title": "no"})
-    (first, _), (second, _) = await store.due_webhooks(0.05)
+    (first, _), (second, _) = await store.due_webhooks(0.05, 9)
     await store.webhook_failed(first.id, None)
     await store.delete(second.id)
     await asyncio.sleep(0.1)
-    assert await store.due_webhooks(60) == []
+    assert await store.due_webhooks(60, 9) == []
 
 
 # Models

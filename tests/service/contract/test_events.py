@@ -103,6 +103,13 @@ async def test_a_reader_that_stalled_within_a_page_is_told_what_it_missed(
     await store.close()
 
 
+async def test_an_id_before_the_first_is_the_start(store: JobStore, claim: Claimed):
+    job = (await store.submit(a_job())).id
+    claim().succeed({})
+    kinds = [event.type for event in await seen_from(store, job, "0")]
+    assert kinds == ["queued", "started", "succeeded"]
+
+
 async def test_without_a_loss_there_is_no_gap(store: JobStore, claim: Claimed):
     job = (await store.submit(a_job())).id
     first = (await store.read_events(job, FROM_THE_START, 1))[0].id
