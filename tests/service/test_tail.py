@@ -85,9 +85,10 @@ async def test_a_stream_that_joins_does_not_wait_for_the_others(tail: Tail, redi
 async def test_who_joins_the_next_question_does_not_wait_for_the_last_one_s_interrupt(
     tail: Tail, redis: AsyncClient, monkeypatch: pytest.MonkeyPatch
 ):
-    held, unblock = asyncio.Event(), redis.client_unblock
+    begun, held, unblock = asyncio.Event(), asyncio.Event(), redis.client_unblock
 
     async def held_up(client_id: int) -> Any:
+        begun.set()
         await held.wait()
         return await unblock(client_id)
 
@@ -95,7 +96,7 @@ async def test_who_joins_the_next_question_does_not_wait_for_the_last_one_s_inte
     await blocked(redis, 1)
     monkeypatch.setattr(redis, "client_unblock", held_up)
     second = asyncio.create_task(follow(tail, "second", 1))
-    await looked(tail, "second")
+    await asyncio.wait_for(begun.wait(), LIMIT)
     monkeypatch.setattr(redis, "client_unblock", unblock)
     first_question = tail._asked
     await add(redis, "quiet", 1)  # ends the question while its interrupt is on its way
