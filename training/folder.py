@@ -3,7 +3,8 @@
 config.json          the resolved configuration
 checkpoints/         states that can be resumed (`training.state`)
 metrics.jsonl, tensorboard/, samples/      what was watched (`training.watch`)
-NAME.safetensors     the model, once it is trained; NAME.ema-<decay>.safetensors the others
+diverged.json        what a loss that was not finite was of
+NAME.safetensors     the model, once it is trained; ema/NAME-<decay>.safetensors the others
 """
 
 from __future__ import annotations

@@ -70,8 +70,8 @@ def publish(
     force: replace another checkpoint of that name. kept_days: days after which replaced versions of
     this name are removed.
 
-    Raises `PublishError`; the folder is then as it was. A checkpoint that could not be served
-    (`CheckpointError`) is refused, too.
+    Raises `PublishError`, also for a checkpoint that could not be served; the folder is then as it
+    was, but where the disk was full or a file could not be written: each file is then old or new.
     """
     if not _NAME.fullmatch(name):
         raise PublishError(
@@ -86,8 +86,7 @@ def publish(
     target = folder / f"{name}{_SUFFIX}"
     if source.resolve() == target.resolve():
         raise PublishError(f"{source} is in the folder of models already")
-    folder.mkdir(parents=True, exist_ok=True)
-    with _alone(folder):
+    with _said(folder), _alone(folder):
         before = _digest(target)
         if before not in (None, digest) and not force:
             raise PublishError(
@@ -111,6 +110,17 @@ def publish(
 
 
 @contextmanager
+def _said(folder: Path) -> Iterator[None]:
+    """The folder, made; what the file system refuses is a `PublishError`."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
+    except OSError as error:
+        where = error.filename or folder
+        raise PublishError(f"{where} cannot be written: {error.strerror}") from error
+
+
+@contextmanager
 def _alone(folder: Path) -> Iterator[None]:
     """One publisher a folder at a time; the lock goes with the process that holds it."""
     handle = os.open(folder, os.O_RDONLY)
@@ -130,6 +140,8 @@ def _keep(target: Path, digest: str) -> Path:
     """Give the version in place its second name, by which it outlives being replaced."""
     kept = replaced_path(target, digest)
     kept.parent.mkdir(parents=True, exist_ok=True)
+    for made in (kept.parent, kept.parent.parent):  # for a worker that runs as another user
+        made.chmod(0o755)
     if not kept.exists():
         try:
             os.link(target, kept)
@@ -141,12 +153,16 @@ def _keep(target: Path, digest: str) -> Path:
 def _put(source: Path, target: Path) -> None:
     """Copy a file: it appears whole, readable for a worker that runs as another user, and stays."""
     partial = target.with_name(target.name + ".partial")
-    with source.open("rb") as read, partial.open("wb") as write:
-        shutil.copyfileobj(read, write)
-        write.flush()
-        os.fsync(write.fileno())
-    partial.chmod(0o644)
-    partial.replace(target)
+    try:
+        with source.open("rb") as read, partial.open("wb") as write:
+            shutil.copyfileobj(read, write)
+            write.flush()
+            os.fsync(write.fileno())
+        partial.chmod(0o644)
+        partial.replace(target)
+    except OSError:
+        partial.unlink(missing_ok=True)
+        raise
 
 
 def _put_beside(source: Path, target: Path, suffix: str) -> None:

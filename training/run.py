@@ -51,6 +51,11 @@ def run(
     fitted = fit(config, out, resume=resume)
     if fitted is None:
         return None
+    with folder.opened(out, config, resume=True):  # nobody continues it meanwhile
+        return _finish(config, fitted, out, name, command)
+
+
+def _finish(config: Config, fitted: Fitted, out: Path, name: str, command: str) -> Checkpoint:
     path = out / f"{name}.safetensors"
     published, *others = fitted.ema.items()
     checkpoints.save(path, fitted.description, published[1])
@@ -118,6 +123,7 @@ def _settled(world: World, threads: int | None) -> Iterator[None]:
         torch.get_num_threads(),
         torch.are_deterministic_algorithms_enabled(),
         deterministic.fill_uninitialized_memory,
+        torch.backends.cudnn.benchmark,
     )
     torch.set_num_threads(threads or before[0])
     if world.device.type == "cpu":
@@ -131,6 +137,7 @@ def _settled(world: World, threads: int | None) -> Iterator[None]:
         torch.set_num_threads(before[0])
         torch.use_deterministic_algorithms(before[1])
         deterministic.fill_uninitialized_memory = before[2]
+        torch.backends.cudnn.benchmark = before[3]
 
 
 def _introduce(dataset: Dataset, world: World) -> None:

@@ -1,5 +1,10 @@
 """An exact model of two classes, and data that were drawn from it."""
 
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -49,3 +54,19 @@ def dataset(network: GaussianMixture) -> Dataset:
         held_out=split(np.arange(TRAIN, count)),
         fingerprint="sha256:of the mixture",
     )
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 64 KiB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if (
+        os.geteuid() != 0
+        or subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", disk], capture_output=True
+        ).returncode
+    ):
+        pytest.skip("only root may mount a small tmpfs here")
+    yield disk
+    subprocess.run(["umount", disk], check=True)

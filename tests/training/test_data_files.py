@@ -2,9 +2,7 @@ import json
 import multiprocessing
 import os
 import shutil
-import subprocess
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -252,22 +250,6 @@ def test_what_a_killed_process_left_in_the_cache_is_done_again(folder: Path) -> 
     (half / "images.bin").write_bytes(b"half")
     assert len(everything(data.read(section(folder)))) == 40
     assert not half.exists()
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 64 KiB."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    if (
-        os.geteuid() != 0
-        or subprocess.run(
-            ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", disk], capture_output=True
-        ).returncode
-    ):
-        pytest.skip("only root may mount a small tmpfs here")
-    yield disk
-    subprocess.run(["umount", disk], check=True)
 
 
 def test_a_full_disk_is_said_with_what_is_needed(folder: Path, small_disk: Path) -> None:

@@ -62,6 +62,15 @@ def test_checkpoint_card_and_samples_appear_under_the_name(first: Path, models: 
     assert done.path.stat().st_mode & 0o777 == 0o644
 
 
+def test_a_full_disk_is_said_and_leaves_no_half_of_a_file(first: Path, small_disk: Path) -> None:
+    (small_disk / "filler").write_bytes(bytes(63 << 10))
+    checkpoint = first / "trained.safetensors"
+    checkpoint.with_suffix(".png").write_bytes(bytes(64 << 10))
+    with pytest.raises(PublishError, match="cannot be written: No space left"):
+        publish(first, "faces", small_disk)
+    assert [path.name for path in small_disk.iterdir() if path.suffix == ".partial"] == []
+
+
 def test_another_checkpoint_of_the_name_is_replaced_only_by_force(
     first: Path, second: Path, models: Path
 ) -> None:

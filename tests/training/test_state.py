@@ -1,7 +1,4 @@
 import json
-import os
-import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -71,22 +68,6 @@ def test_a_state_that_does_not_fit_is_refused_by_the_tensor(
     found = State(step=1, tensors=tensors, document={})
     with pytest.raises(StateError, match=message):
         state.require_fit(tmp_path, found, some(1).tensors)
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 64 KiB."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    if (
-        os.geteuid() != 0
-        or subprocess.run(
-            ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", disk], capture_output=True
-        ).returncode
-    ):
-        pytest.skip("only root may mount a small tmpfs here")
-    yield disk
-    subprocess.run(["umount", disk], check=True)
 
 
 def test_a_full_disk_leaves_the_state_before_it(small_disk: Path) -> None:
