@@ -50,10 +50,16 @@ async def looked(tail: Tail, stream: str) -> None:
             await asyncio.sleep(0)
 
 
-async def blocked(redis: AsyncClient, count: int) -> None:
+async def blocked(tail: Tail, redis: AsyncClient) -> None:
+    """Until the tail's question waits in Redis, whose other clients may be another test's."""
     async with asyncio.timeout(LIMIT):
-        while (await redis.info("clients"))["blocked_clients"] != count:
+        while not any("b" in one["flags"] for one in await of(tail, redis)):
             await asyncio.sleep(0.01)
+
+
+async def of(tail: Tail, redis: AsyncClient) -> list[dict[str, str]]:
+    """What Redis says of the tail's connection, if it has one."""
+    return await redis.client_list(client_id=[str(tail._client_id)]) if tail._client_id else []
 
 
 async def add(redis: AsyncClient, stream: str, *numbers: int) -> None:
@@ -63,7 +69,7 @@ async def add(redis: AsyncClient, stream: str, *numbers: int) -> None:
 
 async def test_readers_of_many_streams_share_one_connection(tail: Tail, redis: AsyncClient):
     tasks = [asyncio.create_task(follow(tail, f"s{n % 30}", 5)) for n in range(90)]
-    await blocked(redis, 1)
+    await blocked(tail, redis)
     for n in range(5):
         for stream in range(30):
             await add(redis, f"s{stream}", 100 * stream + n)
@@ -73,7 +79,7 @@ async def test_readers_of_many_streams_share_one_connection(tail: Tail, redis: A
 
 async def test_a_stream_that_joins_does_not_wait_for_the_others(tail: Tail, redis: AsyncClient):
     quiet = asyncio.create_task(follow(tail, "quiet", 1))
-    await blocked(redis, 1)
+    await blocked(tail, redis)
     joins = asyncio.create_task(follow(tail, "joins", 2))
     await looked(tail, "joins")
     await add(redis, "joins", 1, 2)
@@ -93,7 +99,7 @@ async def test_who_joins_the_next_question_does_not_wait_for_the_last_one_s_inte
         return await unblock(client_id)
 
     quiet = asyncio.create_task(follow(tail, "quiet", 2))
-    await blocked(redis, 1)
+    await blocked(tail, redis)
     monkeypatch.setattr(redis, "client_unblock", held_up)
     second = asyncio.create_task(follow(tail, "second", 1))
     await asyncio.wait_for(begun.wait(), LIMIT)
@@ -120,7 +126,7 @@ async def test_each_goes_on_from_where_it_was(tail: Tail, redis: AsyncClient):
         asyncio.create_task(follow(tail, "s", 2 * READ - seen, after))
         for seen, after in ((0, START), (1, ids[0]), (3, ids[2]))
     ]
-    await blocked(redis, 1)
+    await blocked(tail, redis)
     await add(redis, "s", *range(3, 2 * READ))
     for seen, task in zip((0, 1, 3), tasks, strict=True):
         assert await task == list(range(seen, 2 * READ))
@@ -129,7 +135,7 @@ async def test_each_goes_on_from_where_it_was(tail: Tail, redis: AsyncClient):
 async def test_who_is_ahead_of_another_gets_nothing_twice(tail: Tail, redis: AsyncClient):
     behind = asyncio.create_task(follow(tail, "s", 2))
     ahead = asyncio.create_task(follow(tail, "s", 1, "5-0"))
-    await blocked(redis, 1)
+    await blocked(tail, redis)
     await redis.xadd("s", {"n": 3}, id="3-0")
     await asyncio.sleep(0.1)  # it is given to one of them, and the question asked anew
     await redis.xadd("s", {"n": 6}, id="6-0")
@@ -146,7 +152,7 @@ async def test_entries_are_made_once_for_all_who_wait(redis: AsyncClient, redis_
 
     tail = Tail(redis_url, redis, entry)
     tasks = [asyncio.create_task(follow(tail, "s", 1)) for _ in range(20)]
-    await blocked(redis, 1)
+    await blocked(tail, redis)
     await add(redis, "s", 0)
     await asyncio.gather(*tasks)
     assert len(made) == 1
@@ -161,11 +167,11 @@ async def test_who_waits_is_told_that_redis_is_away_and_may_wait_again(
     tail: Tail, redis: AsyncClient
 ):
     first = asyncio.create_task(follow(tail, "s", 1))
-    await blocked(redis, 1)
-    await redis.client_kill_filter(_type="normal", skipme=True)
+    await blocked(tail, redis)
+    await redis.client_kill_filter(_id=str(tail._client_id))
     with pytest.raises(StoreError):
         await first
     again = asyncio.create_task(follow(tail, "s", 1))
-    await blocked(redis, 1)
+    await blocked(tail, redis)
     await add(redis, "s", 7)
     assert await again == [7]
