@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import dataclass
+from functools import partial
 from typing import cast
 
 import torch
@@ -22,8 +23,8 @@ from training import chance
 from training.build import learning_rate
 from training.config import Config, ConfigError
 from training.data import Dataset
-from training.dropout import Dropout
 from training.ema import Ema
+from training.lanes import Lane, Lanes
 from training.objective import (
     TIME_SAMPLING,
     WEIGHTINGS,
@@ -78,15 +79,16 @@ class Trainer:
             channels_last = world.device.type == "cuda"
         if channels_last:
             _lay_channels_last(self.network)
-        self._dropout = Dropout(
+        self._lanes = Lanes(
             self.network,
             self._rows,
             dataset.spec.shape,
             world.device,
+            alone=world.size > 1 or settings.compile,
             channels_last=channels_last,
         )
         self.ema = Ema(self.network, config.ema.decays)
-        self._call = _prepared(self.network, config, world)
+        self._prepared = _prepared(self.network, config, world)
         self._optimizer = torch.optim.AdamW(
             self.network.parameters(),
             lr=settings.learning_rate,
@@ -104,16 +106,14 @@ class Trainer:
         rate = learning_rate(self.done, self._config)
         for group in self._optimizer.param_groups:
             group["lr"] = rate
-        self._optimizer.zero_grad()
-        losses, quantiles, errors = [], [], []
+        self._lanes.forget_gradients()
+        done = []
         for part in range(settings.accumulate):
-            with self._gradients_of(part):
-                quantile, share, error = self._errors(part)
-                loss = (error * share).mean() / settings.accumulate
-                self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
-            losses.append(loss.detach())
-            quantiles.append(quantile)
-            errors.append(error.detach())
+            first = (self._world.rank * settings.accumulate + part) * self._rows
+            images = self._order.rows(self.done, first, self._rows)
+            done += self._lanes.run(partial(self._backward, part, first, images))
+        self._lanes.add_gradients()
+        losses, quantiles, errors = zip(*done, strict=True)
         self._scaler.unscale_(self._optimizer)
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), settings.clip_norm)
         self._scaler.step(self._optimizer)
@@ -184,13 +184,26 @@ class Trainer:
         self.ema.updates = document["ema_updates"]
         self.done = state.step
 
-    def _errors(self, part: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Of this process's part of the batch: quantiles of the times, weights, errors, a row."""
+    def _backward(
+        self, part: int, first: int, images: Tensor, lane: Lane
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Add the gradients of a lane's rows; their loss, and quantiles of times and errors, a row.
+
+        first: the place in the whole batch of the part's first row; images: that of each row in the
+        data. A process's losses add up to the mean over its share of the batch.
+        """
+        with self._gradients_of(part):
+            own = images[lane.first : lane.first + lane.count]
+            quantile, share, error = self._errors(first + lane.first, own, lane)
+            loss = (error * share).sum() / (self._rows * self._config.train.accumulate)
+            self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        return loss.detach(), quantile, error.detach()
+
+    def _errors(self, first: int, index: Tensor, lane: Lane) -> tuple[Tensor, Tensor, Tensor]:
+        """Of a lane's rows: quantiles of the times, weights, errors, a row."""
         config, dataset, device = self._config, self._dataset, self._world.device
         seed, batch_size = config.train.seed, config.train.batch_size
-        first = (self._world.rank * config.train.accumulate + part) * self._rows
-        rows = chance.Rows(seed=seed, step=self.done, first=first, count=self._rows, device=device)
-        index = self._order.rows(self.done, first, self._rows)
+        rows = chance.Rows(seed=seed, step=self.done, first=first, count=lane.count, device=device)
         levels = dataset.train.take(index).to(device, non_blocking=True)
         u = rows.uniform(Stream.DEQUANTIZATION, dataset.spec.shape)
         x0 = dataset.spec.to_model(levels.double(), u).float()
@@ -202,7 +215,7 @@ class Trainer:
             config.objective.label_dropout,
             rows.uniform(Stream.LABEL),
         )
-        places = torch.arange(first, first + self._rows)
+        places = torch.arange(first, first + lane.count)
         quantile = stratified(places, batch_size, chance.shift(seed, self.done))
         share = torch.ones_like(quantile)
         if self._history is not None:
@@ -211,10 +224,11 @@ class Trainer:
         weight = WEIGHTINGS[config.objective.weighting](self._process, t).to(device)
         log_snr = self._process.log_snr(t).to(device)
         eps = rows.normal(Stream.EPS, dataset.spec.shape)
-        self._dropout.draw(rows)
+        lane.dropout.draw(rows)
+        network = self._prepared if lane.network is self.network else lane.network
         precision = _PRECISIONS[config.train.precision]
         with torch.autocast(device.type, precision, enabled=precision != torch.float32):
-            errors = eps_loss(self._call, x0, labels, log_snr, eps, config.model.prediction)
+            errors = eps_loss(network, x0, labels, log_snr, eps, config.model.prediction)
         return quantile, share.to(device), errors * weight
 
     def _remember(self, quantile: Tensor, errors: Tensor) -> None:
@@ -226,8 +240,8 @@ class Trainer:
     def _gradients_of(self, part: int) -> contextlib.AbstractContextManager[None]:
         """Processes exchange gradients in the last part of a step only."""
         last = part == self._config.train.accumulate - 1
-        if isinstance(self._call, DistributedDataParallel) and not last:
-            return self._call.no_sync()
+        if isinstance(self._prepared, DistributedDataParallel) and not last:
+            return self._prepared.no_sync()
         return contextlib.nullcontext()
 
     def _updates(self) -> int:
