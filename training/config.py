@@ -109,8 +109,9 @@ class TrainSection(_Section):
     is computed in. precision: of the forward pass; weights stay float32. channels_last: how
     activations lie; by default so on a GPU and not on a CPU, where it trains slower. threads: of a
     CPU, which have rows of their own where there are four for each.
-    checkpoint_every, sample_every: steps between states that can be resumed, of which the last
-    ``keep`` stay, and between grids of samples (0: none).
+    checkpoint_every: steps between states that can be resumed, of which the last ``keep`` stay.
+    sample_every, held_out_every: steps between grids of samples, and between bounds on held-out
+    images (0: none).
     """
 
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
@@ -130,6 +131,7 @@ class TrainSection(_Section):
     checkpoint_every: PositiveInt = 500
     keep: PositiveInt = 2
     sample_every: NonNegativeInt = 1000
+    held_out_every: NonNegativeInt = 500
 
     @model_validator(mode="after")
     def _parts_are_equal(self) -> Self:

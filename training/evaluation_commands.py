@@ -119,8 +119,8 @@ def evaluate(
     name = checkpoint.stem
     document = {"checkpoint": name, **found.document}
     (folder / f"{name}.evaluation.json").write_text(json.dumps(document, indent=1) + "\n")
-    loss = report_html.read_losses(checkpoint.parent / "metrics.jsonl")
-    report_html.write(folder / f"{name}.html", name, loaded, found, loss)
+    run = report_html.Run.of(checkpoint.parent)
+    report_html.write(folder / f"{name}.html", name, loaded, found, run)
     lines = report_html.summary(found)
     width = max(len(title) for title, _ in lines)
     for title, value in lines:

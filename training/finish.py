@@ -20,7 +20,6 @@ from training.evaluation.likelihood import (
     quantiles_entry,
     store_quantiles,
 )
-from training.watch import METRICS
 
 
 def finish(
@@ -96,5 +95,5 @@ def _write(
     path.with_suffix(".md").write_text(text)
     document = {"checkpoint": name, "training_seconds": seconds, **found.document}
     path.with_name(f"{name}.evaluation.json").write_text(json.dumps(document, indent=1) + "\n")
-    loss = report_html.read_losses(path.parent / METRICS)
-    report_html.write(path.with_suffix(".html"), name, checkpoint, found, loss)
+    run = report_html.Run.of(path.parent)
+    report_html.write(path.with_suffix(".html"), name, checkpoint, found, run)

@@ -29,6 +29,7 @@ FREE = {
     "train.keep",
     "train.precision",
     "train.sample_every",
+    "train.held_out_every",
     "train.steps",
     "train.threads",
 }

@@ -63,29 +63,36 @@ def train(
     """
     loop = _Loop(config, trainer, world, out, fingerprint)
     loop.restore()
-    total, every = config.train.steps, config.train.checkpoint_every
+    settings, total = config.train, config.train.steps
+    published = trainer.ema.weights[config.ema.decays[0]]
     with _asked_to_stop() as asked, loop.watching() as watch:
         pending: list[Step] = []
         while trainer.done < total:
             pending.append(trainer.advance(stop=bool(asked)))
             done = trainer.done
-            save = done % every == 0 or done == total
-            draw = bool(config.train.sample_every) and done % config.train.sample_every == 0
-            if not (save or draw or len(pending) == _READ_AHEAD[world.device.type]):
+            save = _due(settings.checkpoint_every, done) or done == total
+            draw, measure = _due(settings.sample_every, done), _due(settings.held_out_every, done)
+            if not (save or draw or measure or len(pending) == _READ_AHEAD[world.device.type]):
                 continue
             stop = loop.read(pending)
             pending = []
             if save or stop:
                 loop.save()
+            if measure and watch:
+                watch.held_out(done, show.bits_per_dim(published))
             if draw and watch:
-                sheet = show.grid(trainer.ema.weights[config.ema.decays[0]])
+                sheet = show.grid(published)
                 preview.save(out / "samples" / f"step-{done:08d}.png", sheet)
                 watch.samples(done, sheet)
             if stop and done < total:
                 raise Stopped(done, asked[0] if asked else signal.SIGTERM)
-            if watch and (save or draw):
+            if watch and (save or draw or measure):
                 watch.rest()
     return Trained(loss=watch.loss if watch else math.nan, seconds=loop.seconds)
+
+
+def _due(every: int, done: int) -> bool:
+    return bool(every) and done % every == 0
 
 
 class _Loop:

@@ -22,6 +22,7 @@ from training import report_charts
 from training.evaluation.evaluate import Evaluation
 from training.report import grid_rows
 from training.report_charts import Bars, Series
+from training.watch import HELD_OUT, METRICS
 
 _GRID = 100  # samples shown at most
 _POINTS = 400  # of the loss curve
@@ -31,23 +32,38 @@ _SMALL = 1e-4  # below, a value with its error is written as a power of ten
 
 
 @dataclass(frozen=True, kw_only=True)
-class Loss:
-    """The loss of training by step."""
+class Recorded:
+    """A figure by step of training."""
 
     steps: list[int]
     values: list[float]
 
 
-def read_losses(path: Path) -> Loss | None:
-    """From a run's ``metrics.jsonl``; None without one. Lines that have no loss are passed over."""
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """What a run has written of its steps; None where it has not."""
+
+    loss: Recorded | None = None
+    held_out: Recorded | None = None
+
+    @classmethod
+    def of(cls, folder: Path) -> Run:
+        """That of a run's folder."""
+        return cls(
+            loss=_read(folder / METRICS, "loss"), held_out=_read(folder / HELD_OUT, "bits_per_dim")
+        )
+
+
+def _read(path: Path, name: str) -> Recorded | None:
+    """A figure of JSON lines; None without any. Lines that lack it are passed over."""
     if not path.is_file():
         return None
     lines = [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
-    kept = [line for line in lines if isinstance(line.get("loss"), int | float)]
+    kept = [line for line in lines if isinstance(line.get(name), int | float)]
     if not kept:
         return None
-    return Loss(
-        steps=[int(line["step"]) for line in kept], values=[float(line["loss"]) for line in kept]
+    return Recorded(
+        steps=[int(line["step"]) for line in kept], values=[float(line[name]) for line in kept]
     )
 
 
@@ -56,7 +72,7 @@ def write(
     name: str,
     checkpoint: Checkpoint,
     evaluation: Evaluation,
-    loss: Loss | None = None,
+    run: Run = Run(),
 ) -> None:
     """Write the page."""
     environment = Environment(
@@ -73,7 +89,8 @@ def write(
         facts=_facts(checkpoint),
         found=evaluation.document,
         charts={
-            "loss": Markup(_loss_chart(loss)),
+            "loss": Markup(_loss_chart(run.loss)),
+            "held_out": Markup(_held_out_chart(run.held_out)),
             "curve": Markup(_curve_chart(evaluation)),
             "bits": Markup(_bits_chart(evaluation)),
         },
@@ -104,7 +121,14 @@ def _facts(checkpoint: Checkpoint) -> list[tuple[str, str]]:
     return facts
 
 
-def _loss_chart(loss: Loss | None) -> str:
+def _held_out_chart(bound: Recorded | None) -> str:
+    if bound is None or len(bound.steps) < 2:
+        return ""
+    series = Series(name="bound", x=[float(step) for step in bound.steps], y=bound.values)
+    return report_charts.lines([series], x="step", y="bits/dim", y_scale="log")
+
+
+def _loss_chart(loss: Recorded | None) -> str:
     if loss is None:
         return ""
     return report_charts.lines(
@@ -118,7 +142,7 @@ def _loss_chart(loss: Loss | None) -> str:
     )
 
 
-def _binned(name: str, loss: Loss, count: int, faint: bool = False) -> Series:
+def _binned(name: str, loss: Recorded, count: int, faint: bool = False) -> Series:
     """Means of so many stretches of the curve, each at its middle step."""
     parts = np.array_split(np.arange(len(loss.steps)), min(count, len(loss.steps)))
     steps, values = np.array(loss.steps, float), np.array(loss.values)

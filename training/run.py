@@ -95,7 +95,7 @@ def fit(config: Config, out: Path, *, resume: bool = False) -> Fitted | None:
         world.wait()
         trainer = Trainer(config, dataset, process, architecture, world)
         prediction = config.model.prediction
-        show = Preview(architecture, process, dataset.spec, prediction, world.device)
+        show = Preview(architecture, process, dataset, prediction, world.device)
         trained = loop.train(config, trainer, world, out, dataset.fingerprint, show)
         machine = _machine(world)
     if not world.first:

@@ -1,6 +1,7 @@
 """Watching a run: a progress bar, ``metrics.jsonl``, and TensorBoard's scalars and sample grids.
 
     metrics.jsonl    one line a step: step, loss, learning_rate, gradient_norm, images_per_second
+    held_out.jsonl   now and then: step, bits_per_dim (a bound on held-out images)
     tensorboard/     the same, and the grids; tensorboard --logdir RUN shows them
 
 A run that goes on from a state first takes back the lines of the steps after it.
@@ -32,6 +33,7 @@ from tensorboardX import SummaryWriter
 from training.folder import RunError
 
 METRICS = "metrics.jsonl"
+HELD_OUT = "held_out.jsonl"
 LOSS_WINDOW = 200  # steps
 
 _COLUMNS = (
@@ -50,8 +52,11 @@ class Watch:
 
     def __init__(self, run: Path, *, done: int, total: int, batch_size: int) -> None:
         self._batch_size = batch_size
-        self._losses = _take_back(run / METRICS, done)
+        kept = _take_back(run / METRICS, done)[-LOSS_WINDOW:]
+        self._losses: list[float] = [line["loss"] for line in kept]
         self._log: TextIO = (run / METRICS).open("a")
+        _take_back(run / HELD_OUT, done)
+        self._held_out: TextIO = (run / HELD_OUT).open("a")
         self._board = SummaryWriter(
             str(run / "tensorboard"), purge_step=done + 1 if done else None, flush_secs=10
         )
@@ -81,18 +86,20 @@ class Watch:
                 if line[name] is not None:
                     self._board.add_scalar(name, line[name], line["step"])
             self._board.add_scalar("images_per_second", speed, line["step"])
-        self._flush()
+        _flush(self._log)
         if lines:
             self._bar.update(self._task, completed=lines[-1]["step"], loss=self.loss, speed=speed)
 
-    def _flush(self) -> None:
-        try:
-            self._log.flush()
-        except OSError as error:
-            raise RunError(
-                f"{self._log.name} cannot be written: {error.strerror}; mend that (if the disk is "
-                "full, make room) and continue with --resume"
-            ) from error
+    def held_out(self, step: int, bits_per_dim: float) -> None:
+        """Keep and show the bound on held-out images."""
+        record = {"step": step, "bits_per_dim": round(bits_per_dim, 4)}
+        self._held_out.write(json.dumps(record) + "\n")
+        _flush(self._held_out)
+        self._board.add_scalar("held_out_bits_per_dim", bits_per_dim, step)
+        self.console.print(
+            f"step {step}: held-out images take at most {bits_per_dim:.3f} bits/dim",
+            highlight=False,
+        )
 
     def samples(self, step: int, sheet: NDArray[np.uint8]) -> None:
         """Keep a grid of samples, (H, W, C)."""
@@ -115,24 +122,35 @@ class Watch:
         self._bar.stop()
         self._board.close()
         self._log.close()
+        self._held_out.close()
 
 
-def _take_back(path: Path, done: int) -> list[float]:
-    """Drop the lines of later steps, and one that was cut; the losses of those that stay."""
+def _flush(log: TextIO) -> None:
+    try:
+        log.flush()
+    except OSError as error:
+        raise RunError(
+            f"{log.name} cannot be written: {error.strerror}; mend that (if the disk is full, "
+            "make room) and continue with --resume"
+        ) from error
+
+
+def _take_back(path: Path, done: int) -> list[dict[str, Any]]:
+    """Drop the records of later steps, and one that was cut; those that stay."""
     if not path.exists():
         return []
     kept: list[str] = []
-    losses: list[float] = []
+    records: list[dict[str, Any]] = []
     for line in path.read_text().splitlines():
         try:
-            step = json.loads(line)
+            record = json.loads(line)
         except ValueError:
             break
-        if step["step"] > done:
+        if record["step"] > done:
             break
         kept.append(line)
-        losses.append(step["loss"])
+        records.append(record)
     partial = path.with_name(path.name + ".partial")
     partial.write_text("".join(line + "\n" for line in kept))
     os.replace(partial, path)
-    return losses[-LOSS_WINDOW:]
+    return records

@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import pytest
@@ -72,8 +73,25 @@ def test_grids_of_samples_are_drawn_meanwhile(tmp_path: Path) -> None:
         assert grid.size == (10 * 9 - 1, 4 * 9 - 1)
 
 
-def test_a_grid_changes_nothing_of_the_run(tmp_path: Path) -> None:
-    fit(runs.config(train={"sample_every": 3}), tmp_path / "drawn")
+def test_a_bound_on_held_out_images_is_taken_meanwhile(tmp_path: Path) -> None:
+    def taken(out: Path) -> list[dict[str, float]]:
+        return [json.loads(line) for line in (out / "held_out.jsonl").read_text().splitlines()]
+
+    constant = {"schedule": "constant", "held_out_every": 4, "checkpoint_every": 6}
+    config = runs.config(train=constant | {"steps": 60})
+    fit(config, tmp_path)
+    found = taken(tmp_path)
+    assert [line["step"] for line in found] == list(range(4, 61, 4))
+    assert found[-1]["bits_per_dim"] < 0.8 * found[0]["bits_per_dim"]
+    (tmp_path / "checkpoints" / "step-00000060.safetensors").unlink()
+    with (tmp_path / "held_out.jsonl").open("a") as cut:
+        cut.write('{"step": 63, "bi')
+    fit(config, tmp_path, resume=True)  # from step 54
+    assert taken(tmp_path) == found
+
+
+def test_what_is_shown_meanwhile_changes_nothing_of_the_run(tmp_path: Path) -> None:
+    fit(runs.config(train={"sample_every": 3, "held_out_every": 2}), tmp_path / "drawn")
     fit(runs.config(), tmp_path / "not")
     drawn, plain = runs.weights(tmp_path / "drawn"), runs.weights(tmp_path / "not")
     assert all(torch.equal(drawn[name], plain[name]) for name in plain)

@@ -15,7 +15,7 @@ from training import report_html
 from training.data import Dataset
 from training.evaluation.evaluate import Evaluation, Settings, evaluate
 from training.evaluation.likelihood import LikelihoodSettings
-from training.report_html import Loss, read_losses
+from training.report_html import Recorded, Run
 
 SETTINGS = Settings(
     likelihood=LikelihoodSettings(tolerance=1e-2, probes=2),
@@ -137,8 +137,10 @@ class Page(HTMLParser):
 
 @pytest.fixture
 def page(tmp_path: Path, checkpoint: Checkpoint, found: Evaluation) -> str:
-    loss = Loss(steps=list(range(1, 1001)), values=[1 / (1 + i) for i in range(1000)])
-    report_html.write(tmp_path / "mixture.html", "mix<ture", checkpoint, found, loss)
+    loss = Recorded(steps=list(range(1, 1001)), values=[1 / (1 + i) for i in range(1000)])
+    held_out = Recorded(steps=[500, 1000], values=[7.5, 6.25])
+    run = Run(loss=loss, held_out=held_out)
+    report_html.write(tmp_path / "mixture.html", "mix<ture", checkpoint, found, run)
     return (tmp_path / "mixture.html").read_text()
 
 
@@ -157,13 +159,14 @@ def test_the_report_has_every_part(page: str, found: Evaluation) -> None:
         "From noise to image",
         "Nearest training images",
         "Training loss",
+        "Held-out images while training",
         "Loss by noise level",
         "Likelihood",
         "Distances",
     )
     for title in titles:
         assert f"<h2>{title}</h2>" in page
-    assert page.count('class="chart"') == 3
+    assert page.count('class="chart"') == 4
     # A grid; of each of 8 samples its way in 10 pictures, itself, and 3 neighbours.
     assert page.count("data:image/png") == 1 + 8 * (10 + 1 + 3)
     bits = found.document["bits_per_dim"]
@@ -182,11 +185,11 @@ def test_a_report_says_when_the_data_are_not_those_of_training(
     assert "<h2>Training loss</h2>" not in page
 
 
-def test_losses_are_read_from_a_run_s_lines(tmp_path: Path) -> None:
-    assert read_losses(tmp_path / "absent") is None
-    path = tmp_path / "metrics.jsonl"
-    lines = ('{"step": 1, "loss": 0.5}', '{"step": 1, "held_out": 3}', "", '{"step": 2, "loss": 1}')
-    path.write_text("\n".join(lines))
-    assert read_losses(path) == Loss(steps=[1, 2], values=[0.5, 1.0])
-    path.write_text('{"held_out": 3}\n')
-    assert read_losses(path) is None
+def test_what_a_run_has_written_is_read(tmp_path: Path) -> None:
+    assert Run.of(tmp_path / "absent") == Run()
+    lines = ('{"step": 1, "loss": 0.5}', '{"step": 1, "other": 3}', "", '{"step": 2, "loss": 1}')
+    (tmp_path / "metrics.jsonl").write_text("\n".join(lines))
+    assert Run.of(tmp_path) == Run(loss=Recorded(steps=[1, 2], values=[0.5, 1.0]))
+    (tmp_path / "metrics.jsonl").write_text('{"other": 3}\n')
+    (tmp_path / "held_out.jsonl").write_text('{"step": 5, "bits_per_dim": 4.5}\n')
+    assert Run.of(tmp_path) == Run(held_out=Recorded(steps=[5], values=[4.5]))
