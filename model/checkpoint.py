@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -31,6 +31,7 @@ from model.unet import UNet, UNetConfig
 
 FORMAT = 1
 _METADATA_KEY = "fokker"
+_SHOWN = 4  # names in an error
 
 REPLACED = "replaced"
 """In a folder of published checkpoints, where versions wait that others have taken the place of."""
@@ -209,8 +210,8 @@ def check_weights(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -
     missing, extra = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
     if missing or extra:
         raise CheckpointError(
-            f"the weights do not fit the architecture: missing {missing or 'none'}, "
-            f"not expected {extra or 'none'}"
+            f"the weights do not fit the architecture: missing {_some(missing)}, "
+            f"not expected {_some(extra)}"
         )
     for name, tensor in expected.items():
         if tensor.shape != found[name].shape:
@@ -220,6 +221,12 @@ def check_weights(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -
             )
         if not torch.isfinite(found[name]).all():
             raise CheckpointError(f"weight {name!r} has values that are not finite")
+
+
+def _some(names: Sequence[str]) -> str:
+    """The first of many names."""
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more if names else "none"
 
 
 def _named(value: Any, kinds: Mapping[str, type[Any]]) -> dict[str, Any]:
