@@ -3,12 +3,17 @@
 A `Settings` is built once at start and handed down; nothing reads the environment at import.
 """
 
+import os
 import sys
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+_OTHERS = {"FOKKER_URL", "FOKKER_API_KEY", "FOKKER_TORCH_INDEX"}  # the client's, and a script's
+_ALIKE = 0.9  # of two names, from which one is meant for the other
 
 
 class SettingsError(ValueError):
@@ -161,7 +166,15 @@ class Settings(BaseSettings):
 
     @classmethod
     def load(cls, **given: Any) -> "Settings":
-        """The settings of the environment, `given` first; `SettingsError` names what is wrong."""
+        """The settings of the environment, `given` first; `SettingsError` names what is wrong.
+
+        A variable that is a setting but for a slip of the pen is wrong, too; others that begin
+        with FOKKER_ are let be: Kubernetes makes some for every service of such a name.
+        """
+        known = {f"FOKKER_{name.upper()}" for name in cls.model_fields}
+        for name in sorted(os.environ.keys() - known - _OTHERS):
+            if name.startswith("FOKKER_") and (near := get_close_matches(name, known, 1, _ALIKE)):
+                raise SettingsError(f"{name} is no setting; {near[0]} is one")
         try:
             return cls(**given)
         except ValidationError as error:
@@ -200,8 +213,8 @@ def to_markdown() -> str:
         "# Configuration",
         "",
         "Every setting is an environment variable. Times are in seconds, sizes in bytes. A value",
-        "that cannot be used stops the start with an error that names its variable. This page is",
-        "written by `python -m service.settings`.",
+        "that cannot be used, or a name with a slip of the pen, stops the start with an error that",
+        "names the variable. This page is written by `python -m service.settings`.",
         "",
         "| variable | default | what it is for |",
         "|---|---|---|",

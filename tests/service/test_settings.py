@@ -40,3 +40,24 @@ def test_an_error_names_the_variable_and_what_it_holds_unless_that_is_secret(
     assert "FOKKER_SECRET: " in said
     assert "hunter2" not in said
     assert Settings.secrets() == {"api_keys", "secret", "webhook_secret"}
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"), [("FOKKER_REDIS_ULR", "FOKKER_REDIS_URL"), ("FOKKER_PORTS", "FOKKER_PORT")]
+)
+def test_a_slip_of_the_pen_is_refused_with_what_was_meant(
+    monkeypatch: pytest.MonkeyPatch, name: str, meant: str
+):
+    monkeypatch.setenv(name, "1")
+    with pytest.raises(SettingsError, match=f"{name} is no setting; {meant} is one"):
+        Settings.load()
+
+
+@pytest.mark.parametrize(
+    "name", ["FOKKER_API_KEY", "FOKKER_URL", "FOKKER_API_PORT", "FOKKER_API_SERVICE_HOST"]
+)
+def test_what_the_client_reads_and_kubernetes_makes_is_let_be(
+    monkeypatch: pytest.MonkeyPatch, name: str
+):
+    monkeypatch.setenv(name, "tcp://10.0.0.1:8000")
+    Settings.load()
