@@ -16,15 +16,14 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 from model.denoiser import REPRODUCIBLE_ROWS
-from model.query import Course, Operation
 from service.jobs import parameters as p
 from service.jobs.lease import Claim
 from service.jobs.parameters import PRIORITIES, Priority
+from worker.active import ActiveJob, Arrival
 from worker.courier import Courier
 from worker.knee import PROBES, Curve
 from worker.metrics import Metrics
@@ -42,74 +41,6 @@ PART = 16
 
 ROOM = 4
 """Full batches of rows that are claimed ahead, of each priority; the rest waits in Redis."""
-
-
-@dataclass(eq=False, kw_only=True)
-class Arrival:
-    """A claimed job before it starts.
-
-    since: when it was claimed. taken: a thread prepares it.
-    """
-
-    claim: Claim
-    inputs: bytes | None
-    taken: bool = False
-    since: float = field(default_factory=time.monotonic)
-
-    @property
-    def due(self) -> float:
-        """When it must stop, on the monotonic clock; Redis's clock is that of the deadline."""
-        job = self.claim.job
-        if job.deadline is None or job.started is None:
-            return math.inf
-        return self.since + job.deadline - job.started
-
-
-@dataclass(eq=False, kw_only=True)
-class ActiveJob:
-    """A job on its way: the course that it asked for last, and the rides that take it there.
-
-    stop: why it must leave at the next tick, and since when; None while it may stay. legs: see
-    `operations.legs`; past: courses that it has had, and calls: the network calls of those.
-    """
-
-    arrival: Arrival
-    served: ServedModel
-    operation: Operation[Outcome]
-    course: Course[Any]
-    reports: Reports
-    rides: list[Ride] = field(default_factory=list)
-    results: list[Any] = field(default_factory=list)
-    legs: int
-    past: int = 0
-    calls: int = 0
-    stop: tuple[str, float] | None = None
-    told_preview: bool = False
-    labels: tuple[str, str]  # operation and model, for metrics
-    due: float  # see Arrival
-
-    @property
-    def claim(self) -> Claim:
-        """The claim that owns the job."""
-        return self.arrival.claim
-
-    @property
-    def progress(self) -> float:
-        """How far it is, 0 … 1: its legs take alike, and its rides are averaged."""
-        now = sum(ride.part.progress for ride in self.rides) / len(self.rides)
-        return (min(self.past, self.legs - 1) + now) / self.legs
-
-    @property
-    def calls_made(self) -> int:
-        """Network calls so far, one after another; those of its rides are beside each other."""
-        return self.calls + max(ride.part.calls for ride in self.rides)
-
-    @property
-    def age(self) -> float:
-        """Seconds since the job was submitted: Redis's until it was claimed, ours since."""
-        job = self.claim.job
-        waited = (job.started or 0.0) - (job.created or 0.0)
-        return max(0.0, waited) + time.monotonic() - self.arrival.since
 
 
 class Engine:
