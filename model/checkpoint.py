@@ -226,7 +226,7 @@ def check_weights(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -
 def _some(names: Sequence[str]) -> str:
     """The first of many names."""
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + more if names else "none"
+    return ", ".join(map(repr, names[:_SHOWN])) + more if names else "none"
 
 
 def _named(value: Any, kinds: Mapping[str, type[Any]]) -> dict[str, Any]:

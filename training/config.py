@@ -108,7 +108,7 @@ class TrainSection(_Section):
     batch_size: images a step, over all processes and all of the ``accumulate`` parts that a step
     is computed in. precision: of the forward pass; weights stay float32. channels_last: how
     activations lie; by default so on a GPU and not on a CPU, where it trains slower. threads: of a
-    CPU, which have rows of their own where there are four for each.
+    CPU, which have rows of their own where there are four or more for each, and up to 16 of them.
     checkpoint_every: steps between states that can be resumed, of which the last ``keep`` stay.
     sample_every, held_out_every: steps between grids of samples, and between bounds on held-out
     images (0: none).

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
@@ -72,8 +73,12 @@ class Pictures:
             raise DataError(
                 f"{path} has no picture ({', '.join(sorted(READ))}); it has {_suffixes(names)}"
             )
-        around = _around(kept)
-        self._content = {name[around:]: (lambda name=name: content(name)) for name in kept}
+        parts = {name: PurePosixPath(name).parts for name in kept}
+        around = _around(list(parts.values()))
+        self._content = {
+            "/".join(path[around:]): (lambda name=name: content(name))
+            for name, path in parts.items()
+        }
         self._classes = _classes(path, list(self._content))
 
     def contents(self) -> str:
@@ -161,9 +166,12 @@ def _words(value: object) -> str:
 
 
 def _files_below(path: Path) -> list[str]:
+    def refuse(error: OSError) -> None:
+        raise DataError(f"{error.filename} cannot be listed: {error.strerror}") from error
+
     return [
         Path(folder, file).relative_to(path).as_posix()
-        for folder, _, files in os.walk(path)
+        for folder, _, files in os.walk(path, onerror=refuse)
         for file in files
     ]
 
@@ -179,10 +187,10 @@ def _suffixes(names: list[str]) -> str:
     return ", ".join(f"{n} of {suffix}" for suffix, n in counts.most_common(_SHOWN)) or "no files"
 
 
-def _around(names: list[str]) -> int:
-    """The length of the folders that all names begin with."""
-    common = os.path.commonpath([PurePosixPath(name).parent for name in names])
-    return len(common) + 1 if common else 0
+def _around(paths: list[tuple[str, ...]]) -> int:
+    """How many folders all paths begin with."""
+    depths = zip(*(path[:-1] for path in paths), strict=False)
+    return sum(1 for _ in takewhile(lambda folders: len(set(folders)) == 1, depths))
 
 
 def _classes(path: Path, names: list[str]) -> list[str]:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from model.noise import Stream
 from training.chance import Rows
 
-_LANES = 4  # numbers of 16 bits in one of 64
+_PACKED = 4  # numbers of 16 bits in one of 64
 
 
 class Masked(nn.Module):
@@ -48,8 +48,8 @@ class Dropout:
         self._bound, self._scale = dropped - 2**15, 2**16 / (2**16 - dropped)
         shapes = _shapes(network, list(self._layers), shape, device)
         sizes = [c * h * w for c, h, w in shapes]
-        elements = -(-sum(sizes) // _LANES) * _LANES
-        self._bits = torch.empty(rows, elements // _LANES, dtype=torch.int64, device=device)
+        elements = -(-sum(sizes) // _PACKED) * _PACKED
+        self._bits = torch.empty(rows, elements // _PACKED, dtype=torch.int64, device=device)
         self._masks = torch.empty(rows, elements, device=device)
         self._generator = torch.Generator(device)
         for layer, (c, h, w), part in zip(

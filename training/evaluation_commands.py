@@ -108,6 +108,10 @@ def evaluate(
             device=device,
         )
         if store:
+            if held_out is not None:
+                raise ValueError(
+                    "--store keeps what the images held out of training cost: leave --held-out out"
+                )
             _require_trained_on(loaded.description.training, dataset)
         found = measure(loaded, dataset, settings, _say(console))
         if store:

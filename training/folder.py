@@ -2,7 +2,7 @@
 
 config.json          the resolved configuration
 checkpoints/         states that can be resumed (`training.state`)
-metrics.jsonl, tensorboard/, samples/      what was watched (`training.watch`)
+metrics.jsonl, held_out.jsonl, tensorboard/, samples/      what was watched (`training.watch`)
 diverged.json        what a loss that was not finite was of
 NAME.safetensors     the model, once it is trained; ema/NAME-<decay>.safetensors the others
 """
@@ -26,10 +26,10 @@ FREE = {
     "train.checkpoint_every",
     "train.compile",
     "train.device",
+    "train.held_out_every",
     "train.keep",
     "train.precision",
     "train.sample_every",
-    "train.held_out_every",
     "train.steps",
     "train.threads",
 }
@@ -50,9 +50,12 @@ def opened(out: Path, config: Config, *, resume: bool) -> Iterator[None]:
     """
     try:
         out.mkdir(parents=True, exist_ok=True)
+        opened_lock = (out / ".lock").open("w")
     except OSError as error:
-        raise RunError(f"--out {out}: {error.strerror}; name a folder that can be made") from error
-    with (out / ".lock").open("w") as lock:
+        raise RunError(
+            f"--out {out}: {error.strerror}; name a folder that can be written to"
+        ) from error
+    with opened_lock as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -66,8 +69,11 @@ def opened(out: Path, config: Config, *, resume: bool) -> Iterator[None]:
                 )
             _require_same(out, config, json.loads(known.read_text()))
         partial = known.with_name("config.json.partial")
-        partial.write_text(config.model_dump_json(indent=2) + "\n")
-        partial.replace(known)
+        try:
+            partial.write_text(config.model_dump_json(indent=2) + "\n")
+            partial.replace(known)
+        except OSError as error:
+            raise RunError(f"{known} cannot be written: {error.strerror}; make room") from error
         yield
 
 

@@ -1,7 +1,7 @@
 """The rows of a batch, shared among the cores of a CPU.
 
 Threads that share every operation meet hundreds of times a step, and each time all wait for the
-last. With rows of their own, forward and backward, they meet once, where gradients are added up.
+last. With rows of their own, forward and backward, they meet once, or once in each part of a step.
 """
 
 from __future__ import annotations
@@ -13,11 +13,12 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from training.dropout import Dropout
 
 LEAST = 4  # rows of a lane: with fewer, threads share the operations
+MOST = 16  # lanes, each of which keeps gradients of its own
 
 T = TypeVar("T")
 
@@ -36,7 +37,11 @@ class Lane:
 
 
 class Lanes:
-    """As many lanes as the CPU has threads for, and one on any other device."""
+    """A lane for each thread of a CPU, or a single one.
+
+    It is one where a lane would have fewer than `LEAST` rows, or threads are more than `MOST`, and
+    on any other device. Several lanes of several threads each would be more than there are cores.
+    """
 
     def __init__(
         self,
@@ -54,8 +59,7 @@ class Lanes:
         """
         threads = torch.get_num_threads()
         many = device.type == "cpu" and not alone
-        count = max(1, min(threads, rows // LEAST)) if many else 1
-        self._threads = threads // count  # of one lane
+        count = threads if many and threads <= min(MOST, rows // LEAST) else 1
         networks = [network, *(_twin(network) for _ in range(count - 1))]
         places = torch.arange(rows).tensor_split(count)
         self.all = [
@@ -70,7 +74,7 @@ class Lanes:
         self._pool = ThreadPoolExecutor(count, thread_name_prefix="lane") if count > 1 else None
 
     def run(self, work: Callable[[Lane], T]) -> list[T]:
-        """work's result for every lane, in their order; each lane has a thread of its own."""
+        """work's result for every lane, in their order, by a thread each."""
         if self._pool is None:
             return [work(lane) for lane in self.all]
         calls = [self._pool.submit(self._one, work, lane) for lane in self.all]
@@ -84,18 +88,23 @@ class Lanes:
 
     def add_gradients(self) -> None:
         """Add the other lanes' gradients to the first one's, always in the same order."""
-        first = [weight.grad for weight in self.all[0].network.parameters()]
+        first = _gradients(self.all[0].network)
         for lane in self.all[1:]:
-            own = [weight.grad for weight in lane.network.parameters()]
-            pairs = [
-                (a, b) for a, b in zip(first, own, strict=True) if a is not None and b is not None
-            ]
-            torch._foreach_add_([a for a, _ in pairs], [b for _, b in pairs])
+            torch._foreach_add_(first, _gradients(lane.network))
+            lane.network.zero_grad()
 
     def _one(self, work: Callable[[Lane], T], lane: Lane) -> T:
-        if torch.get_num_threads() != self._threads:
-            torch.set_num_threads(self._threads)  # of this thread alone
+        if torch.get_num_threads() != 1:
+            torch.set_num_threads(1)
         return work(lane)
+
+
+def _gradients(network: nn.Module) -> list[Tensor]:
+    """Of all weights; a `RuntimeError` names those that have none."""
+    missing = [name for name, weight in network.named_parameters() if weight.grad is None]
+    if missing:
+        raise RuntimeError(f"no gradient has come to {', '.join(missing)}")
+    return [weight.grad for weight in network.parameters() if weight.grad is not None]
 
 
 def _twin(network: nn.Module) -> nn.Module:

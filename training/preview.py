@@ -44,7 +44,7 @@ class Preview:
         self._process, self._spec = process, dataset.spec
         held_out = dataset.held_out
         spread = np.linspace(0, len(held_out) - 1, min(_IMAGES, len(held_out)), dtype=np.int64)
-        self._held_out = held_out.take(spread).to(torch.float64)
+        self._held_out = held_out.take(spread)
         self._network = UNet(architecture).to(device).eval().requires_grad_(False)
         self._denoiser = Denoiser(
             network=self._network, prediction=prediction, dtype=torch.float32, device=device
@@ -75,7 +75,7 @@ class Preview:
             elbo(
                 self._process,
                 self._spec,
-                self._held_out,
+                self._held_out.to(torch.float64),
                 Condition.same(count),
                 torch.tensor(image_seeds(0, count)),
                 draws=_DRAWS,

@@ -16,7 +16,9 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
+from typing import BinaryIO
 
 from model import checkpoint as checkpoints
 from model.checkpoint import REPLACED, CheckpointError, replaced_path
@@ -96,7 +98,8 @@ def publish(
         kept = None
         if before is not None and before != digest:
             kept = _keep(target, before)
-        _put(source, target)
+        with source.open("rb") as content:
+            _put(content, target)
         for suffix in (".png", ".md"):
             _put_beside(source, target, suffix)
         dropped = tuple(_drop(target, digest, kept_days))
@@ -146,16 +149,17 @@ def _keep(target: Path, digest: str) -> Path:
         try:
             os.link(target, kept)
         except OSError:  # a file system without links
-            _put(target, kept)
+            with target.open("rb") as content:
+                _put(content, kept)
     return kept
 
 
-def _put(source: Path, target: Path) -> None:
-    """Copy a file: it appears whole, readable for a worker that runs as another user, and stays."""
+def _put(source: BinaryIO, target: Path) -> None:
+    """Write a file: it appears whole, readable for a worker of another user, and stays."""
     partial = target.with_name(target.name + ".partial")
     try:
-        with source.open("rb") as read, partial.open("wb") as write:
-            shutil.copyfileobj(read, write)
+        with partial.open("wb") as write:
+            shutil.copyfileobj(source, write)
             write.flush()
             os.fsync(write.fileno())
         partial.chmod(0o644)
@@ -171,11 +175,11 @@ def _put_beside(source: Path, target: Path, suffix: str) -> None:
     if not beside.exists():
         there.unlink(missing_ok=True)  # the card of the version before would say what is not true
         return
-    _put(beside, there)
-    if suffix == ".md" and source.stem != target.stem:
-        text = there.read_text()
-        text = text.replace(f"# {source.stem}\n", f"# {target.stem}\n", 1)
-        there.write_text(text.replace(f"({source.stem}.png)", f"({target.stem}.png)"))
+    content = beside.read_bytes()
+    if suffix == ".md":
+        text = content.decode().replace(f"# {source.stem}\n", f"# {target.stem}\n", 1)
+        content = text.replace(f"({source.stem}.png)", f"({target.stem}.png)").encode()
+    _put(BytesIO(content), there)
 
 
 def _drop(target: Path, digest: str, kept_days: float) -> Iterator[Path]:

@@ -58,7 +58,12 @@ def _read(path: Path, name: str) -> Recorded | None:
     """A figure of JSON lines; None without any. Lines that lack it are passed over."""
     if not path.is_file():
         return None
-    lines = [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
+    lines = []
+    for line in path.read_text().splitlines():
+        try:
+            lines.append(json.loads(line or "{}"))
+        except ValueError:  # cut: the run was killed, or is writing it now
+            break
     kept = [line for line in lines if isinstance(line.get(name), int | float)]
     if not kept:
         return None

@@ -97,6 +97,9 @@ class Trainer:
         )
         fp16 = settings.precision == "fp16"
         self._scaler = torch.amp.GradScaler(world.device.type, enabled=fp16)
+        self._scaler.scale(
+            torch.zeros((), device=world.device)
+        )  # makes its tensors, in this thread
         self._history = LossHistory() if config.objective.by_loss_history else None
         self._order = chance.Order(settings.seed, len(dataset.train), settings.batch_size)
 
@@ -110,8 +113,8 @@ class Trainer:
         done = []
         for part in range(settings.accumulate):
             first = (self._world.rank * settings.accumulate + part) * self._rows
-            images = self._order.rows(self.done, first, self._rows)
-            done += self._lanes.run(partial(self._backward, part, first, images))
+            index = self._order.rows(self.done, first, self._rows)
+            done += self._lanes.run(partial(self._backward, part, first, index))
         self._lanes.add_gradients()
         losses, quantiles, errors = zip(*done, strict=True)
         self._scaler.unscale_(self._optimizer)
@@ -185,15 +188,15 @@ class Trainer:
         self.done = state.step
 
     def _backward(
-        self, part: int, first: int, images: Tensor, lane: Lane
+        self, part: int, first: int, index: Tensor, lane: Lane
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Add the gradients of a lane's rows; their loss, and quantiles of times and errors, a row.
 
-        first: the place in the whole batch of the part's first row; images: that of each row in the
+        first: the place in the whole batch of the part's first row; index: that of each row in the
         data. A process's losses add up to the mean over its share of the batch.
         """
         with self._gradients_of(part):
-            own = images[lane.first : lane.first + lane.count]
+            own = index[lane.first : lane.first + lane.count]
             quantile, share, error = self._errors(first + lane.first, own, lane)
             loss = (error * share).sum() / (self._rows * self._config.train.accumulate)
             self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]

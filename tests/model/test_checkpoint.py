@@ -101,7 +101,7 @@ def test_weights_that_do_not_fit_are_named(saved: Path) -> None:
     document = {"fokker": json.dumps(checkpoints.load(saved).description.to_json())}
     head = weights.pop("head.weight")
     save_file(weights, saved, metadata=document)
-    with pytest.raises(CheckpointError, match=r"missing head\.weight, not expected none"):
+    with pytest.raises(CheckpointError, match=r"missing 'head\.weight', not expected none"):
         checkpoints.load(saved)
     save_file(weights | {"head.weight": head[:, :4].contiguous()}, saved, metadata=document)
     with pytest.raises(CheckpointError, match=r"'head\.weight' has shape"):
@@ -113,7 +113,9 @@ def test_weights_that_do_not_fit_are_named(saved: Path) -> None:
 
 def test_of_many_wrong_names_the_first_are_told() -> None:
     wanted = {f"w{n}": torch.zeros(1) for n in range(9)}
-    with pytest.raises(CheckpointError, match=r"missing w0, w1, w2, w3 and 5 more, not expected"):
+    with pytest.raises(
+        CheckpointError, match=r"missing 'w0', 'w1', 'w2', 'w3' and 5 more, not expected"
+    ):
         checkpoints.check_weights(wanted, {})
 
 

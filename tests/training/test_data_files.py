@@ -66,6 +66,16 @@ def test_a_zip_is_the_folder_that_it_holds(folder: Path, tmp_path: Path) -> None
     assert everything(zipped) == everything(plain)
 
 
+@pytest.mark.parametrize("around", ["./", "./pictures/", "a/./b/"])
+def test_a_zip_s_names_may_begin_with_dots(folder: Path, tmp_path: Path, around: str) -> None:
+    with zipfile.ZipFile(tmp_path / "dots.zip", "w") as made:
+        for file in sorted(folder.rglob("*.*")):
+            made.write(file, around + file.relative_to(folder).as_posix())
+    zipped, plain = data.read(section(tmp_path / "dots.zip")), data.read(section(folder))
+    assert zipped.spec.class_names == ("cat", "dog")
+    assert everything(zipped) == everything(plain)
+
+
 def test_pictures_without_subfolders_have_no_classes(tmp_path: Path) -> None:
     for seed in range(20):
         picture(tmp_path / "flat" / f"{seed}.png", seed)

@@ -65,7 +65,7 @@ def test_two_processes_never_train_in_one_folder(tmp_path: Path) -> None:
 def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with (
-        pytest.raises(RunError, match=r"--out .*file/run: .*can be made"),
+        pytest.raises(RunError, match=r"--out .*file/run: .*can be written to"),
         folder.opened(tmp_path / "file" / "run", CONFIG, resume=False),
     ):
         pass

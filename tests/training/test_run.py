@@ -11,6 +11,7 @@ from tests.training import runs
 from training import build
 from training.config import Config, ConfigError
 from training.data import digits
+from training.evaluation.bound import bound
 from training.folder import RunError
 from training.parallel import World
 from training.run import fit, run
@@ -84,10 +85,20 @@ def test_a_bound_on_held_out_images_is_taken_meanwhile(tmp_path: Path) -> None:
     assert [line["step"] for line in found] == list(range(4, 61, 4))
     assert found[-1]["bits_per_dim"] < 0.8 * found[0]["bits_per_dim"]
     (tmp_path / "checkpoints" / "step-00000060.safetensors").unlink()
-    with (tmp_path / "held_out.jsonl").open("a") as cut:
-        cut.write('{"step": 63, "bi')
+    cut = "".join(json.dumps(line) + "\n" for line in found[:13]) + '{"step": 54, "bi'
+    (tmp_path / "held_out.jsonl").write_text(cut)
     fit(config, tmp_path, resume=True)  # from step 54
     assert taken(tmp_path) == found
+
+
+def test_the_bound_taken_meanwhile_is_the_evaluation_s(tmp_path: Path) -> None:
+    config = runs.config(train={"held_out_every": 12})
+    made = run(config, name="tiny", out=tmp_path, command="same")
+    assert made is not None
+    held_out = digits(config.data.held_out).held_out
+    wanted = bound(made, held_out.levels, draws=16, recon_draws=2).total.value
+    (line,) = (tmp_path / "held_out.jsonl").read_text().splitlines()
+    assert json.loads(line) == {"step": 12, "bits_per_dim": pytest.approx(wanted, abs=1e-3)}
 
 
 def test_what_is_shown_meanwhile_changes_nothing_of_the_run(tmp_path: Path) -> None:

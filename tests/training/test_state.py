@@ -57,7 +57,7 @@ def test_a_file_that_is_no_state_is_named(tmp_path: Path, content: bytes) -> Non
 @pytest.mark.parametrize(
     ("tensors", "message"),
     [
-        ({"weights.b": torch.zeros(4)}, r"missing weights\.a, not expected weights\.b"),
+        ({"weights.b": torch.zeros(4)}, r"missing 'weights\.a', not expected 'weights\.b'"),
         ({"weights.a": torch.zeros(5)}, r"'weights\.a' has shape \(5,\)"),
         ({"weights.a": torch.full((4,), torch.nan)}, "not finite"),
     ],
