@@ -168,5 +168,5 @@ def _require_both(count: int, images: int, share: float) -> None:
     if not 0 < count < images:
         raise DataError(
             f"data.held_out = {share} leaves one side of {images} images empty; "
-            "give more images, or a share nearer to a half"
+            "give more images, or a share nearer to a half, as data.held_out = 0.2"
         )

@@ -92,7 +92,11 @@ def evaluate(
     )
 
     console = Console()
+    folder = checkpoint.parent if out is None else out
     with _refusals("fokker evaluate"):
+        if checkpoint.is_dir():
+            raise ValueError(f"{checkpoint} is a folder; name the checkpoint in it")
+        folder.mkdir(parents=True, exist_ok=True)
         loaded = checkpoints.load(checkpoint)
         dataset = _dataset(loaded.description.training, data, held_out)
         settings = Settings(
@@ -118,13 +122,11 @@ def evaluate(
             entry = quantiles_entry(loaded, found.likelihoods, settings.likelihood)
             loaded = store_quantiles(checkpoint, entry)
             found.document["digest"] = loaded.digest
-    folder = checkpoint.parent if out is None else out
-    folder.mkdir(parents=True, exist_ok=True)
-    name = checkpoint.stem
-    document = {"checkpoint": name, **found.document}
-    (folder / f"{name}.evaluation.json").write_text(json.dumps(document, indent=1) + "\n")
-    run = report_html.Run.of(checkpoint.parent)
-    report_html.write(folder / f"{name}.html", name, loaded, found, run)
+        name = checkpoint.stem
+        document = {"checkpoint": name, **found.document}
+        (folder / f"{name}.evaluation.json").write_text(json.dumps(document, indent=1) + "\n")
+        run = report_html.Run.of(checkpoint.parent)
+        report_html.write(folder / f"{name}.html", name, loaded, found, run)
     lines = report_html.summary(found)
     width = max(len(title) for title, _ in lines)
     for title, value in lines:

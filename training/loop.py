@@ -123,6 +123,11 @@ class _Loop:
                 f"{path} was trained on other data ({found.document['data_fingerprint']}) than "
                 f"data.path now holds ({self._fingerprint}); give it the same, or begin a new run"
             )
+        if found.step > self._config.train.steps:
+            raise StateError(
+                f"{path} is at step {found.step} already, beyond train.steps = "
+                f"{self._config.train.steps}: give it at least as many, or begin a new run"
+            )
         state.require_fit(path, found, self._trainer.tensors())
         self._trainer.restore(found)
         self._before = found.document["seconds"]

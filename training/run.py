@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from rich.console import Console
+from safetensors import SafetensorError
 from torch import Tensor
 
 from model import checkpoint as checkpoints
@@ -20,6 +21,7 @@ from training import build, data, folder, loop, parallel
 from training.config import Config
 from training.data import Dataset
 from training.finish import finish
+from training.folder import RunError
 from training.parallel import World
 from training.preview import Preview
 from training.trainer import Trainer
@@ -58,10 +60,17 @@ def run(
 def _finish(config: Config, fitted: Fitted, out: Path, name: str, command: str) -> Checkpoint:
     path = out / f"{name}.safetensors"
     published, *others = fitted.ema.items()
-    checkpoints.save(path, fitted.description, published[1])
-    for decay, weights in others:
-        (out / "ema").mkdir(exist_ok=True)
-        checkpoints.save(out / "ema" / f"{name}-{decay}.safetensors", fitted.description, weights)
+    try:
+        checkpoints.save(path, fitted.description, published[1])
+        for decay, weights in others:
+            (out / "ema").mkdir(exist_ok=True)
+            other = out / "ema" / f"{name}-{decay}.safetensors"
+            checkpoints.save(other, fitted.description, weights)
+    except (OSError, SafetensorError) as error:
+        raise RunError(
+            f"the model cannot be written into {out}: {error}; mend that (if the disk is full, "
+            "make room) and continue with --resume"
+        ) from error
     console = Console()
     console.print(f"wrote {path} after {fitted.seconds:.0f} s; evaluating", highlight=False)
     checkpoint = finish(

@@ -97,7 +97,7 @@ class Watch:
         _flush(self._held_out)
         self._board.add_scalar("held_out_bits_per_dim", bits_per_dim, step)
         self.console.print(
-            f"step {step}: held-out images take at most {bits_per_dim:.3f} bits/dim",
+            f"step {step}: bound on held-out images {bits_per_dim:.3f} bits/dim",
             highlight=False,
         )
 

@@ -132,7 +132,14 @@ class Shelf:
                 for digest, header in self._offered.items()
                 if digest in self._unloadable
             }
-        return unread | unloadable
+            twins = {
+                header.name: f"it is the same checkpoint as {offered.name}, which is served"
+                for header in files.values()
+                if not isinstance(header, str)
+                and (offered := self._offered.get(header.digest)) is not None
+                and offered.path != header.path
+            }
+        return unread | twins | unloadable
 
     @property
     def digests(self) -> frozenset[str]:

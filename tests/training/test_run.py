@@ -15,6 +15,7 @@ from training.evaluation.bound import bound
 from training.folder import RunError
 from training.parallel import World
 from training.run import fit, run
+from training.state import StateError
 from training.trainer import Trainer
 
 TINY = runs.config()
@@ -72,6 +73,12 @@ def test_grids_of_samples_are_drawn_meanwhile(tmp_path: Path) -> None:
     assert names == ["step-00000006.png", "step-00000012.png"]
     with Image.open(tmp_path / "samples" / names[0]) as grid:
         assert grid.size == (10 * 9 - 1, 4 * 9 - 1)
+
+
+def test_a_run_is_not_made_shorter_than_it_is(tmp_path: Path) -> None:
+    fit(runs.config(), tmp_path)
+    with pytest.raises(StateError, match=r"at step 12 already, beyond train\.steps = 6"):
+        fit(runs.config(train={"steps": 6}), tmp_path, resume=True)
 
 
 def test_a_bound_on_held_out_images_is_taken_meanwhile(tmp_path: Path) -> None:

@@ -170,9 +170,11 @@ def test_the_same_checkpoint_under_two_names_is_served_under_the_first(
     shelf = make()
     assert [card["name"] for card in shelf.cards] == ["a", "c"]
     assert "the same checkpoint as a" in caplog.text
+    assert shelf.failures == {"b": "it is the same checkpoint as a, which is served"}
     (folder / "a.safetensors").unlink()
     shelf.refresh()
     assert [card["name"] for card in shelf.cards] == ["b", "c"]
+    assert shelf.failures == {}
 
 
 def test_a_folder_with_nothing_to_serve_is_refused(tmp_path: Path) -> None:
