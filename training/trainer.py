@@ -97,9 +97,8 @@ class Trainer:
         )
         fp16 = settings.precision == "fp16"
         self._scaler = torch.amp.GradScaler(world.device.type, enabled=fp16)
-        self._scaler.scale(
-            torch.zeros((), device=world.device)
-        )  # makes its tensors, in this thread
+        # It makes its tensors when it first scales, which lanes would do at once.
+        self._scaler.scale(torch.zeros((), device=world.device))
         self._history = LossHistory() if config.objective.by_loss_history else None
         self._order = chance.Order(settings.seed, len(dataset.train), settings.batch_size)
 

@@ -60,4 +60,4 @@ def test_what_the_client_reads_and_kubernetes_makes_is_let_be(
     monkeypatch: pytest.MonkeyPatch, name: str
 ):
     monkeypatch.setenv(name, "tcp://10.0.0.1:8000")
-    Settings.load()
+    assert Settings.load() == Settings()

@@ -66,11 +66,11 @@ def test_a_zip_is_the_folder_that_it_holds(folder: Path, tmp_path: Path) -> None
     assert everything(zipped) == everything(plain)
 
 
-@pytest.mark.parametrize("around", ["./", "./pictures/", "a/./b/"])
-def test_a_zip_s_names_may_begin_with_dots(folder: Path, tmp_path: Path, around: str) -> None:
+@pytest.mark.parametrize("around", [("./", "./"), ("./", ""), ("./a/", "a/./")])
+def test_a_zip_s_names_may_have_dots(folder: Path, tmp_path: Path, around: tuple[str, str]) -> None:
     with zipfile.ZipFile(tmp_path / "dots.zip", "w") as made:
-        for file in sorted(folder.rglob("*.*")):
-            made.write(file, around + file.relative_to(folder).as_posix())
+        for n, file in enumerate(sorted(folder.rglob("*.*"))):
+            made.write(file, around[n % 2] + file.relative_to(folder).as_posix())
     zipped, plain = data.read(section(tmp_path / "dots.zip")), data.read(section(folder))
     assert zipped.spec.class_names == ("cat", "dog")
     assert everything(zipped) == everything(plain)
