@@ -22,6 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from model.analytic import GaussianMixture, GaussianMixtureConfig
+from model.cores import Cores
 from model.data import DataSpec
 from model.denoiser import Denoiser
 from model.inference import SharedAmongCores, prepare
@@ -116,13 +117,13 @@ class Checkpoint:
         *,
         precision: torch.dtype = torch.float32,
         compile: bool = False,  # noqa: A002
-        cores: int = 1,
+        cores: Cores | None = None,
     ) -> Denoiser:
         """The network ready to answer queries on a device; its weights get no gradients.
 
         precision, compile: of a second copy for rows that need neither gradients nor to be
         reproducible; see `model.inference.prepare`, which also says what it raises. cores: of a
-        CPU, that share such rows, unless the copy is compiled.
+        CPU, that share a call's rows, unless the copy for such rows is compiled; one if left out.
         """
         device = torch.device(device)
         dtype = dtype_of(self.description.architecture)
@@ -132,7 +133,9 @@ class Checkpoint:
             copy = build_network(self.description.architecture)
             copy.load_state_dict(self.network.state_dict())
             fast = prepare(copy.eval(), device=device, dtype=precision, compile=compile)
-        if isinstance(self.network, UNet) and device.type == "cpu" and cores > 1 and not compile:
+        if device.type != "cpu":
+            cores = None
+        if isinstance(self.network, UNet) and cores is not None and not compile:
             fast = SharedAmongCores(fast or network, cores)
         return Denoiser(
             network=network,
@@ -140,6 +143,7 @@ class Checkpoint:
             dtype=dtype,
             device=device,
             fast=fast,
+            cores=cores or Cores(),
         )
 
 

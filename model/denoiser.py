@@ -7,13 +7,14 @@ size of rows that must be reproducible.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.analytic import GaussianMixture
+from model.cores import Cores
 from model.prediction import TO_EPS
 from model.query import UNCONDITIONAL, Answer, Query, cat_answers
 
@@ -23,8 +24,10 @@ Network = Callable[[Tensor, Tensor, Tensor], Tensor]
 It is asked in its own dtype; label −1 is the unconditional model.
 """
 
-REPRODUCIBLE_ROWS = 16
-"""The one batch size of rows whose answer must not depend on the others."""
+_BUCKETS = {"cpu": 8, "cuda": 16}
+"""The one batch size of rows whose answer must not depend on the others, by kind of device. On a
+CPU one core computes it, whatever the others do: how many threads share an operation changes its
+last bits."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +38,7 @@ class Denoiser:
     dtype, device: the network's own. Answers are float64 on the query's device.
     fast: the same network in lower precision, compiled or shared among cores, for rows that need
         neither gradients nor to be reproducible; the network itself if left out.
+    cores: of a CPU, that share the buckets of reproducible rows.
     """
 
     network: nn.Module
@@ -42,13 +46,19 @@ class Denoiser:
     dtype: torch.dtype
     device: torch.device
     fast: nn.Module | None = None
+    cores: Cores = field(default_factory=Cores)
+
+    @property
+    def bucket(self) -> int:
+        """Rows of every network call for rows that must be reproducible."""
+        return _BUCKETS.get(self.device.type, 16)
 
     def __call__(self, query: Query) -> Answer:
         """The answer to a query; rows with guidance cost two."""
         home = query.u.device
         rows = _Rows.of(query.to(self.device))
         if query.reproducible:
-            answer = cat_answers([self._padded(some) for some in rows.split(REPRODUCIBLE_ROWS)])
+            answer = cat_answers(self.cores.map(self._padded, rows.split(self.bucket)))
         else:
             answer = self._call(rows, self.fast or self.network)
         condition = query.condition
@@ -57,8 +67,8 @@ class Denoiser:
         return answer.to(home)
 
     def _padded(self, rows: _Rows) -> Answer:
-        """The answer for at most `REPRODUCIBLE_ROWS` rows from a call of exactly so many."""
-        answer = self._call(rows.padded(REPRODUCIBLE_ROWS), self.network)
+        """The answer for a bucket's rows or fewer, from a call of exactly so many."""
+        answer = self._call(rows.padded(self.bucket), self.network)
         return answer.take(slice(len(rows.u)))
 
     def _call(self, rows: _Rows, network: nn.Module) -> Answer:

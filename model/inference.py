@@ -13,12 +13,12 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 
+from model.cores import Cores
 from model.unet import Attention, UNet
 
 SIZES = (1, 4, 16, 64)
@@ -146,32 +146,27 @@ class SharedAmongCores(nn.Module):
     """Gives each core of a CPU some of a batch's rows, where no gradients are asked for.
 
     Threads that share every operation meet hundreds of times a call, and each time all wait for the
-    one whose core had something else to do. With rows of their own they meet once. cores: how many
-    threads the process may keep busy. A row's answer may differ in its last bits from that of the
-    network itself.
+    one whose core had something else to do. With rows of their own they meet once. A row's answer
+    may differ in its last bits from that of the network itself.
     """
 
-    def __init__(self, network: nn.Module, cores: int) -> None:
+    def __init__(self, network: nn.Module, cores: Cores) -> None:
         super().__init__()
         self.network = network
         self.cores = cores
-        self._threads = ThreadPoolExecutor(cores, thread_name_prefix="network")
 
     def forward(self, u: Tensor, log_snr: Tensor, label: Tensor) -> Tensor:
         """As the network's."""
-        pieces = min(self.cores, len(u), u.numel() // PIECE)
+        count = self.cores.count
+        pieces = min(count, len(u), u.numel() // PIECE)
         if pieces < 2 or torch.is_grad_enabled():
             return cast(Tensor, self.network(u, log_snr, label))
-        parts = zip(*(part.tensor_split(pieces) for part in (u, log_snr, label)), strict=True)
-        calls = [self._threads.submit(self._piece, self.cores // pieces, *part) for part in parts]
-        wait(calls)  # also where one fails: nothing goes on in the background
-        return torch.cat([call.result() for call in calls])
+        parts = list(zip(*(part.tensor_split(pieces) for part in (u, log_snr, label)), strict=True))
+        return torch.cat(self.cores.map(self._piece, parts, threads=count // pieces))
 
-    def _piece(self, threads: int, u: Tensor, log_snr: Tensor, label: Tensor) -> Tensor:
-        if torch.get_num_threads() != threads:
-            torch.set_num_threads(threads)  # of this thread alone
-        with torch.no_grad():
-            return cast(Tensor, self.network(u, log_snr, label))
+    def _piece(self, part: tuple[Tensor, ...]) -> Tensor:
+        with torch.no_grad():  # of each thread
+            return cast(Tensor, self.network(*part))
 
 
 def _pad(part: Tensor, size: int) -> Tensor:

@@ -122,10 +122,18 @@ class Settings(BaseSettings):
     idempotency_ttl: int = Field(
         default=86_400, ge=1, description="Seconds that an Idempotency-Key is remembered."
     )
+    worker_processes: int | None = Field(
+        default=None,
+        ge=1,
+        description="Processes of a worker on a CPU, which share its cores: the more, the more "
+        "images under load, at some 300 MB each; as many as there are cores, 4 at most, if unset. "
+        "With a GPU always one.",
+    )
     engine_jobs: int | None = Field(
         default=None,
         ge=1,
-        description="Jobs that a worker runs at once; as many as it has room for if unset.",
+        description="Jobs that a worker's process runs at once; as many as it has room for if "
+        "unset.",
     )
     precision: Literal["float32", "bfloat16"] = Field(
         default="float32",
@@ -140,8 +148,8 @@ class Settings(BaseSettings):
     model_memory: int | None = Field(
         default=None,
         ge=1,
-        description="Bytes of weights that a worker keeps loaded; half of its device's memory if "
-        "unset.",
+        description="Bytes of weights that a worker keeps loaded, which its processes divide; half "
+        "of its device's memory if unset.",
     )
     cache: Path | None = Field(
         default=None,

@@ -10,7 +10,6 @@ from functools import partial
 from torch import Tensor
 
 from model import pictures
-from model.denoiser import REPRODUCIBLE_ROWS
 from service.jobs import parameters as p
 from service.jobs.arrays import pack
 from worker.shelf import ServedModel
@@ -90,7 +89,7 @@ def of_latents(
         return _file("latents.npy", partial(pictures.npy, latents.numpy()))
     metadata = _origin(served) | {
         "device": served.denoiser.device.type,
-        "reproducible_rows": str(REPRODUCIBLE_ROWS),
+        "reproducible_rows": str(served.denoiser.bucket),
         "solver": job.solver.model_dump_json(),
         "class_label": str(job.class_label),
         "guidance": str(job.guidance),

@@ -19,7 +19,6 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-from model.denoiser import REPRODUCIBLE_ROWS
 from service.jobs import parameters as p
 from service.jobs.lease import Claim
 from service.jobs.parameters import PRIORITIES, Priority
@@ -32,7 +31,7 @@ from worker.reports import Report, Reports
 from worker.runner import Lane, Ride, Runner, Seen, is_out_of_memory
 from worker.scheduler import Scheduler
 from worker.shelf import ModelError, ServedModel, Shelf
-from worker.threads import use_all_cores
+from worker.threads import use_cores
 
 log = logging.getLogger(__name__)
 
@@ -222,13 +221,17 @@ class Engine:
     # The engine's thread
 
     def _run(self) -> None:
-        use_all_cores()
+        cores = self._shelf.cores
+        use_cores(cores.share)
         try:
             while True:
                 with self._changed:
+                    if not (self._active or self._prepared):
+                        cores.end()
                     self._changed.wait_for(lambda: self._stopping or self._active or self._prepared)
                     if self._stopping:
                         return
+                cores.begin()
                 self.tick()
         except BaseException:
             # Without its engine a worker would keep its leases and do nothing.
@@ -284,6 +287,8 @@ class Engine:
         if job.course.rows == 0:
             raise ValueError("there is nothing to compute: the job has no rows")
         size = min(PART, self._capacity(Lane.of(digest, job.course)))
+        if job.course.reproducible:
+            size = min(size, job.served.denoiser.bucket)
         if len(job.course.condition.guided):
             size = max(1, size // 2)
         job.rides = runner.admit(job.course, size, job.claim.job.priority, job.arrival.since)
@@ -453,17 +458,23 @@ class Engine:
     # For the scheduler
 
     def _capacity(self, lane: Lane) -> int:
-        """Rows worth having in one call."""
-        plain = not lane.reproducible and lane.divergence is None
-        rows = self._served[lane.digest].curve.knee if plain else REPRODUCIBLE_ROWS
+        """Rows worth having in one call: a knee, or a bucket, for all of the cores."""
+        served, cores = self._served[lane.digest], self._shelf.cores
+        if lane.reproducible or lane.divergence is not None:
+            rows = served.denoiser.bucket * served.denoiser.cores.count
+        else:
+            rows = served.curve.knee * (cores.count // cores.share)
         return min(rows, self._reduced.get(lane, rows))
 
     def _cost(self, lane: Lane, rows: int) -> float:
         """Seconds of a call."""
         served = self._served[lane.digest]
-        if lane.reproducible:
-            rows = REPRODUCIBLE_ROWS * math.ceil(rows / REPRODUCIBLE_ROWS)
-        seconds = served.curve.seconds_for(rows)
+        bucket = served.denoiser.bucket
+        if lane.reproducible:  # every core has a bucket, full or not
+            calls = math.ceil(rows / bucket / served.denoiser.cores.count)
+            rows, seconds = calls * bucket, calls * served.curve.seconds_for(bucket)
+        else:
+            seconds = served.curve.seconds_for(rows)
         match lane.divergence:
             case None:
                 return seconds
@@ -471,12 +482,12 @@ class Engine:
                 pass
             case _:
                 products = served.checkpoint.description.data.dimensions
-        return seconds + products * _product_seconds(served.curve) * rows / REPRODUCIBLE_ROWS
+        return seconds + products * _product_seconds(served.curve, bucket) * rows / bucket
 
 
-def _product_seconds(curve: Curve) -> float:
-    """One vector–Jacobian product of `REPRODUCIBLE_ROWS` rows."""
-    forward = curve.seconds_for(REPRODUCIBLE_ROWS)
+def _product_seconds(curve: Curve, bucket: int) -> float:
+    """One vector–Jacobian product of a bucket's rows."""
+    forward = curve.seconds_for(bucket)
     if curve.gradient_seconds is None:
         return forward
     return max(0.0, curve.gradient_seconds - forward) / PROBES

@@ -26,7 +26,7 @@ from typing import Any
 import torch
 
 from model.checkpoint import Checkpoint, library_version
-from model.denoiser import REPRODUCIBLE_ROWS, Denoiser
+from model.denoiser import Denoiser
 from model.noise import Stream, normal, rademacher
 from model.query import Condition, Query
 from worker.runner import is_out_of_memory
@@ -62,8 +62,8 @@ log = logging.getLogger(__name__)
 class Curve:
     """Seconds of a plain network call at each measured number of rows, ascending.
 
-    gradient_seconds: of one likelihood call, REPRODUCIBLE_ROWS rows with PROBES products each;
-        None where it was not measured.
+    gradient_seconds: of one likelihood call, a denoiser's `bucket` with PROBES products a row; None
+        where it was not measured.
     """
 
     rows: tuple[int, ...]
@@ -121,7 +121,7 @@ class Curve:
         calls = ", ".join(f"{rows}: {1e3 * seconds:.3g}" for rows, seconds in pairs)
         line = f"knee at {self.knee} rows; ms a call: {calls}"
         if self.gradient_seconds is not None:
-            line += f"; likelihood, {REPRODUCIBLE_ROWS} rows: {1e3 * self.gradient_seconds:.3g}"
+            line += f"; a bucket's likelihood: {1e3 * self.gradient_seconds:.3g}"
         return line
 
 
@@ -162,7 +162,7 @@ def measure(
     gradient = None
     if gradient_seconds_of is not None:
         with contextlib.suppress(torch.OutOfMemoryError):
-            calls = [_sample(lambda _: gradient_seconds_of(), REPRODUCIBLE_ROWS) for _ in range(2)]
+            calls = [_sample(lambda _: gradient_seconds_of(), 1) for _ in range(2)]
             gradient = min(min(taken) for taken in calls)
     # Fewer rows never take longer: what says otherwise was disturbed.
     rows = [size for size in SIZES if size in fastest]
@@ -190,7 +190,7 @@ def measure_checkpoint(checkpoint: Checkpoint, denoiser: Denoiser, rounds: int =
         return _seconds(denoiser, query(rows))
 
     def gradient() -> float:
-        return _seconds(denoiser, query(REPRODUCIBLE_ROWS, PROBES))
+        return _seconds(denoiser, query(denoiser.bucket, PROBES))
 
     return measure(plain, gradient, rounds)
 

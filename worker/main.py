@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from celery import signals
@@ -26,17 +27,21 @@ from service.jobs.lease import Claim, WorkerStore
 from service.jobs.redis_store import RedisWorkerStore
 from service.logs import configure
 from service.settings import Settings, SettingsError
+from worker import processes
 from worker.courier import Courier
 from worker.engine import Engine
 from worker.knee import Curves, default_cache
-from worker.metrics import Metrics
-from worker.shelf import SHIPPED, Shelf
-from worker.threads import use_one_core
+from worker.metrics import Metrics, exported
+from worker.shelf import SHIPPED, Shelf, default_budget
+from worker.threads import CORES, SharedCores, use_one_core
 
 log = logging.getLogger(__name__)
 
 _GRACE = 10.0
 """Seconds that the last deliveries get when the worker stops."""
+
+_PROCESSES = 4
+"""Processes of a worker on a CPU, at most, unless it is told otherwise: each takes memory."""
 
 _SWITCH = 1e-4
 """Seconds that another thread may keep the interpreter while the engine waits for it.
@@ -206,30 +211,50 @@ def run_worker(settings: Settings) -> int:
     """
     if settings.compile and not can_compile():
         raise SettingsError("FOKKER_COMPILE needs a C++ compiler: install g++, or leave it unset")
+    gpu = torch.cuda.is_available()
+    alone = gpu or sys.platform != "linux"
+    count = settings.worker_processes or (1 if alone else min(CORES, _PROCESSES))
+    if count > 1 and alone:
+        raise SettingsError(
+            f"FOKKER_WORKER_PROCESSES: {count} processes share the cores of a CPU, on Linux only; "
+            "leave it unset"
+        )
     configure(settings)
+    where = settings.worker_metrics_host, settings.worker_metrics_port
+    if count > 1:
+        return processes.run(partial(_serve, settings), count, *where)
+    metrics = Metrics()
+    with exported(metrics.registry, [os.getpid()], *where):
+        return _serve(settings, metrics, SharedCores())
+
+
+def _serve(settings: Settings, metrics: Metrics, cores: SharedCores) -> int:
+    """The same in one process, which may be one of several."""
     signals.setup_logging.connect(_leave_logging, weak=False)
     use_one_core()
     sys.setswitchinterval(_SWITCH)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    metrics = Metrics()
     shelf = Shelf(
         settings.models or SHIPPED,
         device,
-        budget=settings.model_memory,
+        budget=(settings.model_memory or default_budget(device)) // cores.processes,
         curves=Curves(settings.cache or default_cache()),
         metrics=metrics,
         precision=getattr(torch, settings.precision),
         compile=settings.compile,
+        cores=cores,
     )
-    if settings.worker_metrics_port is not None:
-        metrics.serve(settings.worker_metrics_host, settings.worker_metrics_port)
     celery = make_celery(settings.require_redis())
     hinter = Hinter(celery)
     worker_id = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
     store = RedisWorkerStore(settings, worker_id, hinter.hint)
     courier = Courier()
     engine = Engine(
-        shelf, courier, metrics, most_jobs=settings.engine_jobs, preview_rate=settings.preview_rate
+        shelf,
+        courier,
+        metrics,
+        most_jobs=settings.engine_jobs,
+        preview_rate=settings.preview_rate / cores.processes,
     )
     courier.on_lost = engine.stop_job
     claimer = Claimer(store, engine, courier, shelf)
@@ -276,5 +301,4 @@ def run_worker(settings: Settings) -> int:
         keeper.stop()  # last: what is delivered still needs its lease
         store.withdraw()
         store.close()
-        metrics.close()
     return 1 if engine.failed else int(worker.exitcode or 0)

@@ -1,14 +1,16 @@
 """What a worker tells Prometheus: names, labels and buckets of its metrics, and their exporter.
 
-Every worker has a registry of its own; labels never hold a job's id.
+Processes of one worker count for themselves, in files that its exporter adds up. Labels never hold
+a job's id.
 """
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Sequence
-from typing import Generic, TypeVar
-from wsgiref.simple_server import WSGIServer
+import os
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Generic, Literal, TypeVar
 
 from prometheus_client import (
     CollectorRegistry,
@@ -17,8 +19,11 @@ from prometheus_client import (
     Histogram,
     ProcessCollector,
     start_http_server,
+    values,
 )
 from prometheus_client.metrics import MetricWrapperBase
+from prometheus_client.metrics_core import Metric as MetricFamily
+from prometheus_client.registry import Collector
 
 from service.jobs.job import FINISHED
 from service.jobs.parameters import OPERATIONS
@@ -49,13 +54,10 @@ class Labelled(dict[str | tuple[str, ...], Metric], Generic[Metric]):
 
 
 class Metrics:
-    """The metrics of one worker; all may be used from any thread. Times are in seconds."""
+    """The metrics of one process; all may be used from any thread. Times are in seconds."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        ProcessCollector(registry=self.registry)
-        self._server: WSGIServer | None = None
-        self._thread: threading.Thread | None = None
 
         # By the engine, every tick
         self.batch_rows = self._histogram(
@@ -71,7 +73,7 @@ class Metrics:
             registry=self.registry,
         )
         self.rows_waiting = self._gauge(
-            "fokker_rows_waiting", "Rows claimed that are in no batch yet.", "model"
+            "fokker_rows_waiting", "Rows claimed that are in no batch yet.", "livesum", "model"
         )
         self.nfe = self._counter(
             "fokker_nfe", "Network evaluations of single rows.", "operation", "model"
@@ -105,10 +107,13 @@ class Metrics:
 
         # By the shelf
         self.model_loaded = self._gauge(
-            "fokker_model_loaded", "1 while a model is in memory, 0 while it is not.", "model"
+            "fokker_model_loaded",
+            "1 while a model is in memory, 0 while it is not.",
+            "livemax",
+            "model",
         )
         self.knee_rows = self._gauge(
-            "fokker_knee_rows", "Rows past which a row of a call costs no less.", "model"
+            "fokker_knee_rows", "Rows past which a row of a call costs no less.", "livemax", "model"
         )
 
         # A rate sees the first failure only where it saw a 0 before.
@@ -116,36 +121,76 @@ class Metrics:
             for status in FINISHED:
                 self.jobs[operation, status.value].inc(0)
 
-    def serve(self, host: str, port: int) -> int:
-        """Serve the metrics over HTTP until `close`; the port, chosen by the system for 0.
-
-        Raises `SettingsError` when the address cannot be listened on.
-        """
-        try:
-            self._server, self._thread = start_http_server(port, host, self.registry)
-        except OSError as error:
-            raise SettingsError(
-                f"FOKKER_WORKER_METRICS_PORT: cannot listen on {host}:{port}: {error}; every "
-                "worker of a machine needs a port of its own"
-            ) from error
-        return self._server.server_port
-
-    def close(self) -> None:
-        """Stop serving; the metrics themselves stay."""
-        if self._server is None or self._thread is None:
-            return
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
-        self._server = self._thread = None
-
     def _histogram(
         self, name: str, text: str, buckets: Sequence[float], *labels: str
     ) -> Labelled[Histogram]:
         return Labelled(Histogram(name, text, labels, buckets=buckets, registry=self.registry))
 
-    def _gauge(self, name: str, text: str, *labels: str) -> Labelled[Gauge]:
-        return Labelled(Gauge(name, text, labels, registry=self.registry))
+    def _gauge(
+        self, name: str, text: str, across: Literal["livesum", "livemax"], *labels: str
+    ) -> Labelled[Gauge]:
+        """across: what becomes of the values of several processes."""
+        return Labelled(Gauge(name, text, labels, registry=self.registry, multiprocess_mode=across))
 
     def _counter(self, name: str, text: str, *labels: str) -> Labelled[Counter]:
         return Labelled(Counter(name, text, labels, registry=self.registry))
+
+
+@contextmanager
+def exported(
+    collector: Collector, pids: Sequence[int], host: str, port: int | None
+) -> Iterator[int | None]:
+    """Serve metrics over HTTP while the block runs; gives the port, chosen by the system for 0.
+
+    collector: of a worker's metrics; pids: of its processes; port: None serves nothing. Raises
+    `SettingsError` when the address cannot be listened on.
+    """
+    if port is None:
+        yield None
+        return
+    registry = CollectorRegistry()
+    registry.register(collector)
+    registry.register(Family(pids))
+    try:
+        server, thread = start_http_server(port, host, registry)
+    except OSError as error:
+        raise SettingsError(
+            f"FOKKER_WORKER_METRICS_PORT: cannot listen on {host}:{port}: {error}; every "
+            "worker of a machine needs a port of its own"
+        ) from error
+    try:
+        yield server.server_port
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+class Family(Collector):
+    """prometheus_client's metrics of a process (memory, time, …), of all that a worker has."""
+
+    def __init__(self, pids: Sequence[int]) -> None:
+        self._of = [ProcessCollector(pid=lambda pid=pid: pid, registry=None) for pid in pids]  # type: ignore[misc]
+
+    def collect(self) -> Iterator[MetricFamily]:
+        """Sums, but for when the first began and what one may have."""
+        found: dict[str, list[MetricFamily]] = defaultdict(list)
+        for family in (family for collector in self._of for family in collector.collect()):
+            found[family.name].append(family)
+        for name, families in found.items():
+            one = name in ("process_start_time_seconds", "process_max_fds")
+            every = [family.samples[0] for family in families]
+            total = (min if one else sum)(sample.value for sample in every)
+            families[0].samples = [every[0]._replace(value=total)]
+            yield families[0]
+
+
+def count_in(folder: str) -> None:
+    """What this process counts from now on stands in files of a folder, for its worker's exporter.
+
+    Read by prometheus_client's `MultiProcessCollector`, which says how. Metrics that were made
+    before are not among them.
+    """
+    os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder
+    # As it was chosen when that was imported.
+    values.ValueClass = values.get_value_class()  # type: ignore[no-untyped-call]

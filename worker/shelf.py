@@ -29,7 +29,7 @@ from model.denoiser import Denoiser
 from worker.header import Header, read_header
 from worker.knee import Curve, Curves
 from worker.metrics import Metrics
-from worker.threads import CORES, use_all_cores
+from worker.threads import SharedCores, use_cores
 
 SHIPPED = Path(model.__file__).parent / "zoo"
 
@@ -80,14 +80,16 @@ class Shelf:
         metrics: Metrics | None = None,
         precision: torch.dtype = torch.float32,
         compile: bool = False,  # noqa: A002
+        cores: SharedCores | None = None,
     ) -> None:
         """Raises `CheckpointError` when the folder has nothing that can be served.
 
         budget: bytes of weights kept loaded, `default_budget` if left out. curves: where costs are
         measured and kept; they are measured and not kept if left out. precision, compile: see
-        `Checkpoint.denoiser`.
+        `Checkpoint.denoiser`. cores: of a CPU, for the calls of all models; all if left out.
         """
         self.device = device
+        self.cores = cores or SharedCores()
         self.budget = default_budget(device) if budget is None else budget
         self._folder = folder
         self._curves = curves or Curves()
@@ -324,7 +326,7 @@ class Shelf:
 
     def _load_wanted(self) -> None:
         """Load what is wanted, one by one, until nothing is or the next one does not fit."""
-        use_all_cores()
+        use_cores(self.cores.share)
         while (header := self._next()) is not None:
             self._load(header)
 
@@ -364,7 +366,7 @@ class Shelf:
         start = time.monotonic()
         checkpoint = _load(header)
         denoiser = checkpoint.denoiser(
-            self.device, precision=self._precision, compile=self._compile, cores=CORES
+            self.device, precision=self._precision, compile=self._compile, cores=self.cores
         )
         loaded = time.monotonic()
         curve = self._curves.of(checkpoint, denoiser, lambda: self._idle_but_for(header.digest))

@@ -1,30 +1,59 @@
-"""How many cores a thread's tensor operations may use: the engine all of them, others one.
+"""How many cores a thread's tensor operations may use: a network call its share, others one.
 
 OpenMP keeps a team of threads for every thread that ever ran an operation in parallel. Once there
 are more of them than cores, waiting threads of all teams stop spinning and sleep, and a network
-call of the engine takes two to three times as long (docs/decisions.md). So whoever touches tensors
-in a thread of their own says first which it is.
+call takes two to three times as long (docs/decisions.md). So whoever touches tensors in a thread of
+its own says first which it is.
 """
 
 from __future__ import annotations
 
+import ctypes
+
 import torch
+
+from model.cores import Cores
 
 CORES = torch.get_num_threads()
 """What OMP_NUM_THREADS says, else the machine's cores: read before anyone changed it."""
 
 
-def use_all_cores() -> None:
-    """For the engine's thread, and for one that ends soon."""
-    _use(CORES)
+class SharedCores(Cores):
+    """The machine's cores, shared by the processes of a worker that have something to compute.
+
+    Alone, a process has all of them; when all `processes` are busy, each has its `share`.
+    """
+
+    def __init__(
+        self, busy: ctypes.Array[ctypes.c_ubyte] | bytearray | None = None, place: int = 0
+    ) -> None:
+        """busy: a number for every process, in memory that all see; place: which is this one's."""
+        self._busy = bytearray(1) if busy is None else busy
+        self._place = place
+        self.processes = len(self._busy)
+        self.share = max(1, CORES // self.processes)
+        super().__init__(self.share, most=CORES)
+
+    def begin(self) -> None:
+        """Before a call of the engine's thread: this process is busy, and has what others leave."""
+        self._busy[self._place] = 1
+        self.count = max(1, CORES // sum(self._busy))
+        if torch.get_num_threads() != self.count:
+            torch.set_num_threads(self.count)
+
+    def end(self) -> None:
+        """There is nothing to compute; others may have the cores."""
+        self._busy[self._place] = 0
+        self.count = self.share
 
 
 def use_one_core() -> None:
-    """For every other thread, before its first tensor operation."""
-    _use(1)
+    """For a thread that makes no network calls, before its first tensor operation."""
+    use_cores(1)
 
 
-def _use(cores: int) -> None:
+def use_cores(cores: int) -> None:
+    """For a thread before its first tensor operation."""
     # A thread takes over what any thread set last when it first asks, so it asks before it sets.
     torch.get_num_threads()
     torch.set_num_threads(cores)

@@ -7,7 +7,8 @@ import torch
 
 import model
 from model import checkpoint
-from model.denoiser import REPRODUCIBLE_ROWS, Denoiser
+from model.cores import Cores
+from model.denoiser import Denoiser
 from model.inference import prepare
 from model.noise import Stream, normal, rademacher
 from model.query import UNCONDITIONAL, Condition, Query
@@ -37,7 +38,7 @@ def query(rows: int, *, first: int = 0, **options: object) -> Query:
     return Query(**(settings | options))  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("rows", [2, REPRODUCIBLE_ROWS, 41])
+@pytest.mark.parametrize("rows", [2, 8, 41])
 @pytest.mark.parametrize("probes", [False, True])
 def test_reproducible_rows_are_the_same_to_the_bit_in_any_company(
     unet: Denoiser, rows: int, probes: bool
@@ -56,7 +57,8 @@ def test_reproducible_rows_are_the_same_to_the_bit_in_any_company(
 
 def test_a_row_of_the_shipped_network_is_the_same_to_the_bit_at_every_place_in_the_bucket() -> None:
     shipped = checkpoint.load(Path(model.__file__).parent / "zoo" / "digits.safetensors").denoiser()
-    others, rows = torch.arange(1, REPRODUCIBLE_ROWS), REPRODUCIBLE_ROWS
+    rows = shipped.bucket
+    others = torch.arange(1, rows)
     answers = []
     for place in range(rows):
         keys = torch.cat((others[:place], torch.tensor([0]), others[place:] + 100 * place))
@@ -72,6 +74,26 @@ def test_a_row_of_the_shipped_network_is_the_same_to_the_bit_at_every_place_in_t
         probed = shipped(asked)
         assert probed.products is not None
         answers.append((plain.eps[place], probed.eps[place], probed.products[place]))
+    for answer in answers[1:]:
+        assert all(map(torch.equal, answer, answers[0]))
+
+
+@pytest.mark.parametrize("rows", [3, 20])
+def test_reproducible_rows_are_the_same_to_the_bit_on_any_number_of_cores(rows: int) -> None:
+    loaded = checkpoint.load(Path(model.__file__).parent / "zoo" / "digits.safetensors")
+    probes = rademacher(torch.arange(rows), Stream.PROBE, 0, (2, *SHAPE))
+    cores = Cores(1, most=4)
+    shipped, before = loaded.denoiser(cores=cores), torch.get_num_threads()
+    answers = []
+    try:
+        for cores.count, threads in ((1, 1), (1, 2), (2, 2), (4, 4)):
+            torch.set_num_threads(threads)
+            plain = shipped(query(rows, reproducible=True))
+            probed = shipped(query(rows, reproducible=True, probes=probes))
+            assert probed.products is not None
+            answers.append((plain.eps, probed.eps, probed.products))
+    finally:
+        torch.set_num_threads(before)
     for answer in answers[1:]:
         assert all(map(torch.equal, answer, answers[0]))
 

@@ -9,6 +9,7 @@ import model
 from benchmarks.network import adopt, ask_peer, flops, inputs, peer
 from model import checkpoint
 from model.analytic import GaussianMixture, GaussianMixtureConfig
+from model.cores import Cores
 from model.inference import (
     ChannelsLastGroupNorm,
     FixedSizes,
@@ -146,12 +147,12 @@ def test_cores_that_share_the_rows_give_the_network_s_answer_in_order(rows: int)
     network = random_network()
     asked = inputs(SMALL, rows, 8)
     with torch.no_grad():
-        assert_same_up_to_rounding(SharedAmongCores(network, 2)(*asked), network(*asked))
+        assert_same_up_to_rounding(SharedAmongCores(network, Cores(2))(*asked), network(*asked))
 
 
 def test_cores_share_no_batch_that_is_too_small_for_them_nor_one_with_gradients() -> None:
     recorder = Recorder()
-    shared = SharedAmongCores(recorder, 2)
+    shared = SharedAmongCores(recorder, Cores(2))
     small, large = inputs(SMALL, 2, 8), inputs(SMALL, 65, 8)
     with torch.no_grad():
         shared(*small)
@@ -173,14 +174,14 @@ def test_what_fails_on_one_core_is_raised_when_the_others_are_done() -> None:
             return u
 
     with torch.no_grad(), pytest.raises(RuntimeError, match="not enough memory"):
-        SharedAmongCores(Half(), 2)(*inputs(SMALL, 64, 8))
+        SharedAmongCores(Half(), Cores(2))(*inputs(SMALL, 64, 8))
     assert done == [32]
 
 
 def test_threads_of_a_shared_batch_leave_the_caller_s_as_they_are() -> None:
     before = torch.get_num_threads()
     with torch.no_grad():
-        SharedAmongCores(random_network(), 2)(*inputs(SMALL, 64, 8))
+        SharedAmongCores(random_network(), Cores(2))(*inputs(SMALL, 64, 8))
     assert torch.get_num_threads() == before
 
 

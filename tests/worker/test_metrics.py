@@ -1,3 +1,4 @@
+import os
 import socket
 import threading
 import urllib.request
@@ -9,7 +10,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from service.jobs.job import FINISHED
 from service.jobs.parameters import OPERATIONS
 from service.settings import SettingsError
-from worker.metrics import FORWARD, GRADIENT, Metrics
+from worker.metrics import FORWARD, GRADIENT, Family, Metrics, exported
 
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
 
@@ -17,9 +18,8 @@ Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
 class Scraped:
     """Metrics behind their exporter, read as Prometheus reads them."""
 
-    def __init__(self) -> None:
-        self.metrics = Metrics()
-        self.port = self.metrics.serve("127.0.0.1", 0)
+    def __init__(self, metrics: Metrics, port: int) -> None:
+        self.metrics, self.port = metrics, port
 
     def samples(self) -> Samples:
         """Values by name and labels."""
@@ -37,9 +37,10 @@ class Scraped:
 
 @pytest.fixture
 def scraped() -> Iterator[Scraped]:
-    scraped = Scraped()
-    yield scraped
-    scraped.metrics.close()
+    metrics = Metrics()
+    with exported(metrics.registry, [os.getpid()], "127.0.0.1", 0) as port:
+        assert port is not None
+        yield Scraped(metrics, port)
 
 
 def test_a_call_s_rows_and_seconds_are_counted_by_model_and_kind(scraped: Scraped) -> None:
@@ -91,6 +92,17 @@ def test_the_worker_s_own_memory_is_exported(scraped: Scraped) -> None:
     assert scraped.value("process_resident_memory_bytes") > 2**20
 
 
+def test_memory_and_time_of_all_processes_are_added_up() -> None:
+    pids = [os.getpid(), os.getppid()]
+    one, both = (
+        {family.name: family.samples[0].value for family in Family(some).collect()}
+        for some in (pids[:1], pids)
+    )
+    assert both["process_resident_memory_bytes"] > 1.001 * one["process_resident_memory_bytes"]
+    assert both["process_open_fds"] > one["process_open_fds"]
+    assert both["process_start_time_seconds"] < one["process_start_time_seconds"]
+
+
 def test_two_workers_of_one_process_share_nothing(scraped: Scraped) -> None:
     Metrics().tick_seconds.observe(1.0)
     assert scraped.value("fokker_tick_seconds_count") == 0
@@ -104,15 +116,16 @@ def test_a_label_s_child_is_bound_once() -> None:
 
 
 def test_a_closed_exporter_frees_its_port_and_thread() -> None:
-    metrics, threads = Metrics(), threading.active_count()
-    port = metrics.serve("127.0.0.1", 0)
-    metrics.close()
-    metrics.close()  # again does no harm
+    threads = threading.active_count()
+    with exported(Metrics().registry, [os.getpid()], "127.0.0.1", 0) as port:
+        assert threading.active_count() == threads + 1
+        assert port is not None
     assert threading.active_count() == threads
     with socket.create_server(("127.0.0.1", port)):
         pass
 
 
 def test_a_port_that_is_taken_is_refused_by_its_setting(scraped: Scraped) -> None:
-    with pytest.raises(SettingsError, match="FOKKER_WORKER_METRICS_PORT"):
-        Metrics().serve("127.0.0.1", scraped.port)
+    taken = exported(Metrics().registry, [os.getpid()], "127.0.0.1", scraped.port)
+    with pytest.raises(SettingsError, match="FOKKER_WORKER_METRICS_PORT"), taken:
+        pass

@@ -1,0 +1,55 @@
+"""The supervisor of a worker's processes, with processes that do what a test needs."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.e2e.running import wait_until
+
+STUBBORN = """
+import signal, time
+from worker import processes
+
+def serve(metrics, cores):
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    print("serving", flush=True)
+    time.sleep(600)
+
+raise SystemExit(processes.run(serve, 2, "127.0.0.1", None))
+"""
+
+
+@pytest.mark.timeout(60)
+def test_a_second_signal_kills_processes_that_do_not_end(tmp_path: Path) -> None:
+    ours = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "TMPDIR": str(tmp_path)}
+    command = [sys.executable, "-c", STUBBORN]
+    with subprocess.Popen(command, env=ours, stdout=subprocess.PIPE, text=True) as worker:
+        try:
+            assert worker.stdout is not None
+            assert [worker.stdout.readline() for _ in range(2)] == ["serving\n"] * 2
+            children = psutil.Process(worker.pid).children()
+            wait_until(lambda: handles(worker.pid, signal.SIGTERM), "the supervisor's handler")
+            worker.send_signal(signal.SIGINT)
+            with pytest.raises(subprocess.TimeoutExpired):
+                worker.wait(1)
+            worker.send_signal(signal.SIGINT)
+            assert worker.wait(10) == 1
+            assert not any(child.is_running() for child in children)
+            assert list(tmp_path.iterdir()) == []  # the folder of their metrics is gone
+        finally:
+            worker.kill()
+
+
+def handles(pid: int, number: signal.Signals) -> bool:
+    """Whether a process has a handler of its own for a signal."""
+    (caught,) = (
+        int(line.split()[1], 16)
+        for line in Path(f"/proc/{pid}/status").read_text().splitlines()
+        if line.startswith("SigCgt:")
+    )
+    return bool(caught >> (number - 1) & 1)
