@@ -317,7 +317,7 @@ def test_the_shipped_model_has_a_sane_curve(checkpoint: Checkpoint, denoiser: De
     assert at_knee < curve.seconds_for(1)
     # Eight products cost eight to eleven forwards (DESIGN §3); a busy machine may blur that.
     assert curve.gradient_seconds is not None
-    assert 2.0 < curve.gradient_seconds / curve.seconds_for(16) < 50.0
+    assert 2.0 < curve.gradient_seconds / curve.seconds_for(denoiser.bucket) < 50.0
 
 
 @pytest.mark.skipif(not Path("/proc/self/schedstat").exists(), reason="Linux's schedstat")
