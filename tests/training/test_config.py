@@ -84,6 +84,8 @@ def test_a_key_can_be_set_beside_the_file(
         ("train.stps=3", r"--set train\.stps=3 cannot be used:\n.*did you mean train\.steps"),
         ("train.steps.more=3", r"train\.steps.*3: steps is no section|train\.steps"),
         ("train.steps=many", r"train\.steps: .*valid integer"),
+        ("train.steps=true", r"train\.steps: .*true is no value of it"),
+        ("train.learning_rate=inf", r"train\.learning_rate: .*finite number"),
     ],
 )
 def test_a_change_that_cannot_be_made_is_refused(tmp_path: Path, change: str, message: str) -> None:
