@@ -1,6 +1,6 @@
 """Network calls and errors of likelihoods and round trips on the digits network.
 
-    python -m benchmarks.likelihood [calls] [frontier] [exact] [round-trips]
+    python -m benchmarks.likelihood [calls] [frontier] [exact] [estimates] [round-trips]
 
 The peer is what the field's reference implementation does (score_sde_pytorch): scipy's RK45 in t
 over the whole batch with one step size, tolerance 1e-5, one fixed probe, ε evaluated once for the
@@ -153,6 +153,23 @@ def compare(name: str, divergence: Hutchinson | Exact) -> None:
         )
 
 
+def estimates() -> None:
+    """What an answer by eight probes says of its own errors, against a tight solve with them."""
+    divergence = Hutchinson(probes=8)
+    tight = ours(TIGHT, divergence)
+    print(
+        "nats: medians over 64 digits | standard error of 8 probes | error | its estimate | covers"
+    )
+    for tolerance in (1e-2, 1e-3):
+        found = ours(tolerance, divergence)
+        off = (found.log_likelihood - tight.log_likelihood).abs()
+        covered = float((off <= found.discretization_error).double().mean())
+        medians = (found.probe_error, off, found.discretization_error)
+        print(f"{tolerance:g}", *(f"{float(m.median()):.2f}" for m in medians), f"{covered:.0%}")
+    nfe = tight.nfe.double()
+    print(f"the solve at {TIGHT:g}: {float(nfe.mean()):.0f} calls, at most {float(nfe.max()):.0f}")
+
+
 def round_trips() -> None:
     print("| round trip, 64 digits | calls there and back, max | max error | median |")
     print("|---|---|---|---|")
@@ -173,6 +190,7 @@ SECTIONS: dict[str, Callable[[], None]] = {
     "calls": calls,
     "frontier": frontier,
     "exact": exact,
+    "estimates": estimates,
     "round-trips": round_trips,
 }
 
