@@ -25,7 +25,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import model
 from model import checkpoint
-from model.cores import Cores
 from model.inference import SharedAmongCores, prepare
 from model.likelihood import Hutchinson, dequantize, log_likelihood
 from model.pf_ode import Adaptive
@@ -279,9 +278,8 @@ def main() -> None:
                 )
             networks["ours, prepared, bf16"] = lowered
             if options.threads > 1:
-                cores = Cores(options.threads)
-                networks["ours, shared among cores"] = SharedAmongCores(served, cores)
-                networks["ours, shared among cores, bf16"] = SharedAmongCores(lowered, cores)
+                networks["ours, shared among cores"] = SharedAmongCores(served)
+                networks["ours, shared among cores, bf16"] = SharedAmongCores(lowered)
             for name, network in networks.items():
                 off = float((network(*asked) - reference).abs().max())
                 print(f"{name}: off the plain reference by {off:.1e}")

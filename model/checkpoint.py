@@ -22,7 +22,6 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from model.analytic import GaussianMixture, GaussianMixtureConfig
-from model.cores import Cores
 from model.data import DataSpec
 from model.denoiser import Denoiser
 from model.inference import SharedAmongCores, prepare
@@ -117,13 +116,12 @@ class Checkpoint:
         *,
         precision: torch.dtype = torch.float32,
         compile: bool = False,  # noqa: A002
-        cores: Cores | None = None,
     ) -> Denoiser:
         """The network ready to answer queries on a device; its weights get no gradients.
 
         precision, compile: of a second copy for rows that need neither gradients nor to be
-        reproducible; see `model.inference.prepare`, which also says what it raises. cores: of a
-        CPU, that share a call's rows, unless the copy for such rows is compiled; one if left out.
+        reproducible; see `model.inference.prepare`, which also says what it raises. On a CPU
+        such rows are shared among the cores, unless the copy is compiled.
         """
         device = torch.device(device)
         dtype = dtype_of(self.description.architecture)
@@ -133,17 +131,14 @@ class Checkpoint:
             copy = build_network(self.description.architecture)
             copy.load_state_dict(self.network.state_dict())
             fast = prepare(copy.eval(), device=device, dtype=precision, compile=compile)
-        if device.type != "cpu":
-            cores = None
-        if isinstance(self.network, UNet) and cores is not None and not compile:
-            fast = SharedAmongCores(fast or network, cores)
+        if isinstance(self.network, UNet) and device.type == "cpu" and not compile:
+            fast = SharedAmongCores(fast or network)
         return Denoiser(
             network=network,
             prediction=self.description.prediction,
             dtype=dtype,
             device=device,
             fast=fast,
-            cores=cores or Cores(),
         )
 
 

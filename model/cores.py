@@ -1,7 +1,12 @@
-"""The cores of a CPU that a network call may keep busy, and a thread for each."""
+"""Parts of a network call side by side on the cores of a CPU, each in a thread of its own.
+
+How many cores a call may keep busy is what torch says of the thread that makes it
+(`torch.get_num_threads`).
+"""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
@@ -12,50 +17,46 @@ import torch
 Part = TypeVar("Part")
 Found = TypeVar("Found")
 
+_pool = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="network")
 
-class Cores:
-    """As many cores as a call may keep busy. Who makes the calls may change it between two of them.
 
-    count: how many now; most: how many it will ever be.
+def _renew() -> None:
+    """A process that was forked has none of the threads."""
+    global _pool
+    _pool = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="network")
+
+
+os.register_at_fork(after_in_child=_renew)
+
+
+def side_by_side(
+    function: Callable[[Part], Found], parts: Sequence[Part], threads: int = 1
+) -> list[Found]:
+    """The function of each part, as many at a time as there are cores, in the order of the parts.
+
+    threads: that each part uses for its own tensor operations. Where one part fails, its error is
+    raised when the others are done: nothing goes on in the background.
     """
+    lanes = min(torch.get_num_threads(), len(parts))
 
-    def __init__(self, count: int = 1, most: int | None = None) -> None:
-        self.count = count
-        self._threads = ThreadPoolExecutor(most or count, thread_name_prefix="network")
+    def run(lane: int) -> list[Found]:
+        with exactly(threads):
+            return [function(part) for part in parts[lane::lanes]]
 
-    def map(
-        self, function: Callable[[Part], Found], parts: Sequence[Part], threads: int = 1
-    ) -> list[Found]:
-        """The function of each part, on `count` of them at a time, in the order of the parts.
-
-        threads: that each uses for its own tensor operations. Where one part fails, its error is
-        raised when the others are done: nothing goes on in the background.
-        """
-        lanes = min(self.count, len(parts))
-
-        def run(lane: int) -> list[Found]:
-            with exactly(threads):
-                return [function(part) for part in parts[lane::lanes]]
-
-        if lanes < 2:
-            return run(0) if parts else []
-        # The caller's thread takes one, since it would do nothing else.
-        others = [self._threads.submit(run, lane) for lane in range(1, lanes)]
-        try:
-            found = [run(0)]
-        finally:
-            wait(others)
-        found += [other.result() for other in others]
-        return [found[place % lanes][place // lanes] for place in range(len(parts))]
+    # The caller's thread takes one, since it would do nothing else.
+    others = [_pool.submit(run, lane) for lane in range(1, lanes)]
+    try:
+        found = [run(0)] if parts else []
+    finally:
+        wait(others)
+    found += [other.result() for other in others]
+    return [found[place % lanes][place // lanes] for place in range(len(parts))]
 
 
 @contextmanager
 def exactly(threads: int) -> Iterator[None]:
     """This thread's tensor operations use so many threads meanwhile."""
     before = torch.get_num_threads()
-    if before == threads:
-        yield
-        return
     torch.set_num_threads(threads)
     try:
         yield

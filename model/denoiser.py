@@ -7,14 +7,14 @@ size of rows that must be reproducible.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.analytic import GaussianMixture
-from model.cores import Cores
+from model.cores import side_by_side
 from model.prediction import TO_EPS
 from model.query import UNCONDITIONAL, Answer, Query, cat_answers
 
@@ -24,10 +24,9 @@ Network = Callable[[Tensor, Tensor, Tensor], Tensor]
 It is asked in its own dtype; label −1 is the unconditional model.
 """
 
-_BUCKETS = {"cpu": 8, "cuda": 16}
-"""The one batch size of rows whose answer must not depend on the others, by kind of device. On a
-CPU one core computes it, whatever the others do: how many threads share an operation changes its
-last bits."""
+_CPU_BUCKET, _GPU_BUCKET = 8, 16
+"""The one batch size of rows whose answer must not depend on the others. On a CPU one core computes
+it, whatever the others do: how many threads share an operation changes its last bits."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +37,6 @@ class Denoiser:
     dtype, device: the network's own. Answers are float64 on the query's device.
     fast: the same network in lower precision, compiled or shared among cores, for rows that need
         neither gradients nor to be reproducible; the network itself if left out.
-    cores: of a CPU, that share the buckets of reproducible rows.
     """
 
     network: nn.Module
@@ -46,19 +44,25 @@ class Denoiser:
     dtype: torch.dtype
     device: torch.device
     fast: nn.Module | None = None
-    cores: Cores = field(default_factory=Cores)
 
     @property
     def bucket(self) -> int:
         """Rows of every network call for rows that must be reproducible."""
-        return _BUCKETS.get(self.device.type, 16)
+        return _CPU_BUCKET if self.device.type == "cpu" else _GPU_BUCKET
+
+    @property
+    def buckets_at_once(self) -> int:
+        """How many such calls this thread makes side by side: one on every core that it may use."""
+        return torch.get_num_threads() if self.device.type == "cpu" else 1
 
     def __call__(self, query: Query) -> Answer:
         """The answer to a query; rows with guidance cost two."""
         home = query.u.device
         rows = _Rows.of(query.to(self.device))
         if query.reproducible:
-            answer = cat_answers(self.cores.map(self._padded, rows.split(self.bucket)))
+            buckets = rows.split(self.bucket)
+            on_cores = side_by_side if self.device.type == "cpu" else map
+            answer = cat_answers(list(on_cores(self._padded, buckets)))
         else:
             answer = self._call(rows, self.fast or self.network)
         condition = query.condition

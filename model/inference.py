@@ -18,7 +18,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from model.cores import Cores
+from model.cores import side_by_side
 from model.unet import Attention, UNet
 
 SIZES = (1, 4, 16, 64)
@@ -150,19 +150,18 @@ class SharedAmongCores(nn.Module):
     may differ in its last bits from that of the network itself.
     """
 
-    def __init__(self, network: nn.Module, cores: Cores) -> None:
+    def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
-        self.cores = cores
 
     def forward(self, u: Tensor, log_snr: Tensor, label: Tensor) -> Tensor:
         """As the network's."""
-        count = self.cores.count
-        pieces = min(count, len(u), u.numel() // PIECE)
+        cores = torch.get_num_threads()
+        pieces = min(cores, len(u), u.numel() // PIECE)
         if pieces < 2 or torch.is_grad_enabled():
             return cast(Tensor, self.network(u, log_snr, label))
         parts = list(zip(*(part.tensor_split(pieces) for part in (u, log_snr, label)), strict=True))
-        return torch.cat(self.cores.map(self._piece, parts, threads=count // pieces))
+        return torch.cat(side_by_side(self._piece, parts, threads=cores // pieces))
 
     def _piece(self, part: tuple[Tensor, ...]) -> Tensor:
         with torch.no_grad():  # of each thread

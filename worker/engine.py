@@ -31,7 +31,6 @@ from worker.reports import Report, Reports
 from worker.runner import Lane, Ride, Runner, Seen, is_out_of_memory
 from worker.scheduler import Scheduler
 from worker.shelf import ModelError, ServedModel, Shelf
-from worker.threads import use_cores
 
 log = logging.getLogger(__name__)
 
@@ -222,7 +221,6 @@ class Engine:
 
     def _run(self) -> None:
         cores = self._shelf.cores
-        use_cores(cores.share)
         try:
             while True:
                 with self._changed:
@@ -458,36 +456,34 @@ class Engine:
     # For the scheduler
 
     def _capacity(self, lane: Lane) -> int:
-        """Rows worth having in one call: a knee, or a bucket, for all of the cores."""
-        served, cores = self._served[lane.digest], self._shelf.cores
+        """Rows worth having in one call: a knee for this thread's cores, or a bucket for each."""
+        served = self._served[lane.digest]
         if lane.reproducible or lane.divergence is not None:
-            rows = served.denoiser.bucket * served.denoiser.cores.count
+            rows = served.denoiser.bucket * served.denoiser.buckets_at_once
         else:
-            rows = served.curve.knee * (cores.count // cores.share)
+            rows = int(served.curve.knee * self._shelf.cores.shares)
         return min(rows, self._reduced.get(lane, rows))
 
     def _cost(self, lane: Lane, rows: int) -> float:
         """Seconds of a call."""
         served = self._served[lane.digest]
-        bucket = served.denoiser.bucket
-        if lane.reproducible:  # every core has a bucket, full or not
-            calls = math.ceil(rows / bucket / served.denoiser.cores.count)
-            rows, seconds = calls * bucket, calls * served.curve.seconds_for(bucket)
-        else:
-            seconds = served.curve.seconds_for(rows)
+        curve, bucket = served.curve, served.denoiser.bucket
+        if not lane.reproducible and lane.divergence is None:
+            return curve.seconds_for(math.ceil(rows / self._shelf.cores.shares))
+        forward = curve.bucket_seconds or curve.seconds_for(bucket)
         match lane.divergence:
             case None:
-                return seconds
+                products = 0
             case int(products):
                 pass
             case _:
                 products = served.checkpoint.description.data.dimensions
-        return seconds + products * _product_seconds(served.curve, bucket) * rows / bucket
+        calls = math.ceil(rows / bucket / served.denoiser.buckets_at_once)
+        return calls * (forward + products * _product_seconds(curve, forward))
 
 
-def _product_seconds(curve: Curve, bucket: int) -> float:
-    """One vector–Jacobian product of a bucket's rows."""
-    forward = curve.seconds_for(bucket)
+def _product_seconds(curve: Curve, forward: float) -> float:
+    """One vector–Jacobian product of a bucket's rows, whose forward takes so long."""
     if curve.gradient_seconds is None:
         return forward
     return max(0.0, curve.gradient_seconds - forward) / PROBES

@@ -62,18 +62,20 @@ log = logging.getLogger(__name__)
 class Curve:
     """Seconds of a plain network call at each measured number of rows, ascending.
 
-    gradient_seconds: of one likelihood call, a denoiser's `bucket` with PROBES products a row; None
-        where it was not measured.
+    bucket_seconds: of a call for a denoiser's `bucket` of reproducible rows; gradient_seconds: of
+        one with PROBES products a row. None where it was not measured.
     """
 
     rows: tuple[int, ...]
     seconds: tuple[float, ...]
+    bucket_seconds: float | None = None
     gradient_seconds: float | None = None
 
     def __post_init__(self) -> None:
         """Raises `ValueError` for what cannot have been measured."""
         ascending = all(a < b for a, b in zip((0, *self.rows), self.rows, strict=False))
-        times = (*self.seconds, 1.0 if self.gradient_seconds is None else self.gradient_seconds)
+        buckets = (self.bucket_seconds, self.gradient_seconds)
+        times = (*self.seconds, *(seconds for seconds in buckets if seconds is not None))
         positive = all(math.isfinite(value) and value > 0.0 for value in times)
         if not self.rows or len(self.rows) != len(self.seconds) or not ascending or not positive:
             raise ValueError(f"not a curve: rows={self.rows}, seconds={times}")
@@ -106,10 +108,11 @@ class Curve:
     def from_json(cls, document: Mapping[str, Any]) -> Curve:
         """The inverse of `to_json`; raises `ValueError` for anything else."""
         try:
-            gradient = document["gradient_seconds"]
+            bucket, gradient = document["bucket_seconds"], document["gradient_seconds"]
             return cls(
                 rows=tuple(int(rows) for rows in document["rows"]),
                 seconds=tuple(float(seconds) for seconds in document["seconds"]),
+                bucket_seconds=None if bucket is None else float(bucket),
                 gradient_seconds=None if gradient is None else float(gradient),
             )
         except (KeyError, TypeError) as error:
@@ -120,20 +123,23 @@ class Curve:
         pairs = zip(self.rows, self.seconds, strict=True)
         calls = ", ".join(f"{rows}: {1e3 * seconds:.3g}" for rows, seconds in pairs)
         line = f"knee at {self.knee} rows; ms a call: {calls}"
+        if self.bucket_seconds is not None:
+            line += f"; reproducible: {1e3 * self.bucket_seconds:.3g}"
         if self.gradient_seconds is not None:
-            line += f"; a bucket's likelihood: {1e3 * self.gradient_seconds:.3g}"
+            line += f"; likelihood: {1e3 * self.gradient_seconds:.3g}"
         return line
 
 
 def measure(
     seconds_of: Callable[[int], float],
-    gradient_seconds_of: Callable[[], float] | None = None,
+    bucket_seconds_of: Callable[[int], float] | None = None,
     rounds: int = ROUNDS,
 ) -> Curve:
     """The curve of a network.
 
     seconds_of: makes one call of so many rows and returns its time in seconds.
-    gradient_seconds_of: the same for one likelihood call; left out, it is not measured.
+    bucket_seconds_of: the same for a bucket with so many products a row; left out, it is not
+        measured.
 
     Whatever else the machine does can only add to a call's time, and more often to a long one's. So
     sizes are compared by samples of about equal length, as many calls as have 256 rows, that take
@@ -159,15 +165,16 @@ def measure(
                 break
         if spent > LIMIT:
             break
-    gradient = None
-    if gradient_seconds_of is not None:
-        with contextlib.suppress(torch.OutOfMemoryError):
-            calls = [_sample(lambda _: gradient_seconds_of(), 1) for _ in range(2)]
-            gradient = min(min(taken) for taken in calls)
+    buckets: dict[int, float] = {}
+    if bucket_seconds_of is not None:
+        for products in (0, PROBES):
+            with contextlib.suppress(torch.OutOfMemoryError):
+                calls = [_sample(lambda _, k=products: bucket_seconds_of(k), 1) for _ in range(2)]  # type: ignore[misc]
+                buckets[products] = min(min(taken) for taken in calls)
     # Fewer rows never take longer: what says otherwise was disturbed.
     rows = [size for size in SIZES if size in fastest]
     smoothed = tuple(min(fastest[later] for later in rows[i:]) for i in range(len(rows)))
-    return Curve(tuple(rows), smoothed, gradient)
+    return Curve(tuple(rows), smoothed, buckets.get(0), buckets.get(PROBES))
 
 
 def _sample(seconds_of: Callable[[int], float], size: int, warm: bool = False) -> list[float]:
@@ -189,10 +196,10 @@ def measure_checkpoint(checkpoint: Checkpoint, denoiser: Denoiser, rounds: int =
     def plain(rows: int) -> float:
         return _seconds(denoiser, query(rows))
 
-    def gradient() -> float:
-        return _seconds(denoiser, query(denoiser.bucket, PROBES))
+    def bucket(products: int) -> float:
+        return _seconds(denoiser, query(denoiser.bucket, products))
 
-    return measure(plain, gradient, rounds)
+    return measure(plain, bucket, rounds)
 
 
 def _waited() -> float:
@@ -207,15 +214,15 @@ def _waited() -> float:
     return 1e-9 * total
 
 
-def _query(shape: tuple[int, ...], rows: int, probes: int = 0) -> Query:
-    """Noise at log-SNRs all over the range; reproducible where it asks for products."""
+def _query(shape: tuple[int, ...], rows: int, probes: int | None = None) -> Query:
+    """Noise at log-SNRs all over the range; reproducible where it says for how many products."""
     seeds = torch.arange(rows)
     return Query(
         u=normal(seeds, Stream.PRIOR, 0, shape),
         log_snr=torch.linspace(-8.0, 8.0, rows, dtype=torch.float64),
         condition=Condition.same(rows),
         probes=rademacher(seeds, Stream.PROBE, 0, (probes, *shape)) if probes else None,
-        reproducible=probes > 0,
+        reproducible=probes is not None,
     )
 
 

@@ -213,12 +213,7 @@ def run_worker(settings: Settings) -> int:
         raise SettingsError("FOKKER_COMPILE needs a C++ compiler: install g++, or leave it unset")
     gpu = torch.cuda.is_available()
     alone = gpu or sys.platform != "linux"
-    count = settings.worker_processes or (1 if alone else min(CORES, _PROCESSES))
-    if count > 1 and alone:
-        raise SettingsError(
-            f"FOKKER_WORKER_PROCESSES: {count} processes share the cores of a CPU, on Linux only; "
-            "leave it unset"
-        )
+    count = 1 if alone else settings.worker_processes or min(CORES, _PROCESSES)
     configure(settings)
     where = settings.worker_metrics_host, settings.worker_metrics_port
     if count > 1:

@@ -21,12 +21,19 @@ from multiprocessing.queues import SimpleQueue
 
 from prometheus_client.multiprocess import MultiProcessCollector
 
+from model.checkpoint import CheckpointError
 from service.children import bound_to_parent
+from service.settings import SettingsError
 from worker.metrics import Metrics, count_in, exported
 from worker.threads import SharedCores
 
 Serve = Callable[[Metrics, SharedCores], int]
 """What a process does until SIGTERM; returns its exit code."""
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+_STOPPED = (0, -signal.SIGTERM)
+"""Exit codes of a process that ended when it was asked to, or before it could be asked."""
 
 log = logging.getLogger(__name__)
 
@@ -35,24 +42,28 @@ def run(serve: Serve, count: int, host: str, port: int | None) -> int:
     """Run so many processes until SIGTERM or SIGINT, or until one ends: then all are stopped.
 
     host, port: where the metrics of all are served, see `exported`. Returns the exit code: not 0
-    when a process failed. Raises what a process raised, and as `exported`. On Linux only.
+    when a process failed. Raises `SettingsError`, also as `exported` does, and `CheckpointError`
+    where a process did. On Linux only.
     """
     # Forked, so that they share what is imported; this process runs no tensor operation.
     context = multiprocessing.get_context("fork")
     busy = context.RawArray(ctypes.c_ubyte, count)
-    raised: SimpleQueue[Exception] = context.SimpleQueue()
+    refused: SimpleQueue[Exception] = context.SimpleQueue()
     bind = bound_to_parent()
+    assert bind is not None
     with tempfile.TemporaryDirectory(prefix="fokker-metrics-") as folder:
 
         def begin(place: int) -> None:
-            if bind is not None:
-                bind()
+            bind()
             os.setsid()  # Ctrl-C reaches the first process, which stops the others
+            for number in SIGNALS:
+                signal.signal(number, signal.SIG_DFL)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
             count_in(folder)
             try:
                 code = serve(Metrics(), SharedCores(busy, place))
-            except Exception as error:
-                raised.put(error)
+            except (SettingsError, CheckpointError) as error:
+                refused.put(error)
                 code = 1
             sys.exit(code)
 
@@ -61,10 +72,20 @@ def run(serve: Serve, count: int, host: str, port: int | None) -> int:
             figures = MultiProcessCollector(None, path=folder)  # type: ignore[no-untyped-call]
             pids = [os.getpid(), *(child.pid for child in children if child.pid is not None)]
             with exported(figures, pids, host, port):
-                wait([child.sentinel for child in children])
-    if not raised.empty():
-        raise raised.get()
-    return int(any(child.exitcode not in (0, -signal.SIGTERM) for child in children))
+                _first_ending(children)
+    if not refused.empty():
+        raise refused.get()
+    return int(any(child.exitcode not in _STOPPED for child in children))
+
+
+def _first_ending(children: Sequence[BaseProcess]) -> None:
+    """Wait until one of the processes has ended, and say how."""
+    ended = wait([child.sentinel for child in children])
+    for number, child in enumerate(children, start=1):
+        if child.sentinel in ended:
+            child.join()  # its exit code is known a moment after it closed its files
+            level = logging.INFO if child.exitcode in _STOPPED else logging.CRITICAL
+            log.log(level, "process %d ended with %s; the worker stops", number, child.exitcode)
 
 
 @contextmanager
@@ -72,29 +93,28 @@ def _running(children: Sequence[BaseProcess]) -> Iterator[None]:
     """Start processes, and stop them after the block or on a signal; a second one kills them."""
     stopping = False
 
-    def on_signal(*_: object) -> None:
+    def stop(*_: object) -> None:
         nonlocal stopping
         for child in children:
-            if stopping:
-                child.kill()
-            else:
-                child.terminate()
+            if child.pid is not None:
+                (child.kill if stopping else child.terminate)()
         stopping = True
 
-    for child in children:
-        child.start()
-    before = {
-        number: signal.signal(number, on_signal) for number in (signal.SIGTERM, signal.SIGINT)
-    }
+    before = {number: signal.signal(number, stop) for number in SIGNALS}
     try:
+        # A process must not do what this one's signals are for, and none may be missed meanwhile.
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        try:
+            for child in children:
+                child.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         yield
     finally:
         if not stopping:
-            for child in children:
-                if child.exitcode not in (None, 0):
-                    log.critical("a process ended with %s; the worker stops", child.exitcode)
-            on_signal()
+            stop()
         for child in children:
-            child.join()
+            if child.pid is not None:
+                child.join()
         for number, handler in before.items():
             signal.signal(number, handler)

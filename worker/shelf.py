@@ -86,7 +86,7 @@ class Shelf:
 
         budget: bytes of weights kept loaded, `default_budget` if left out. curves: where costs are
         measured and kept; they are measured and not kept if left out. precision, compile: see
-        `Checkpoint.denoiser`. cores: of a CPU, for the calls of all models; all if left out.
+        `Checkpoint.denoiser`. cores: that other processes share.
         """
         self.device = device
         self.cores = cores or SharedCores()
@@ -366,7 +366,7 @@ class Shelf:
         start = time.monotonic()
         checkpoint = _load(header)
         denoiser = checkpoint.denoiser(
-            self.device, precision=self._precision, compile=self._compile, cores=self.cores
+            self.device, precision=self._precision, compile=self._compile
         )
         loaded = time.monotonic()
         curve = self._curves.of(checkpoint, denoiser, lambda: self._idle_but_for(header.digest))

@@ -1,4 +1,4 @@
-"""How many cores a thread's tensor operations may use: a network call its share, others one.
+"""How many cores a thread's tensor operations may use: the engine its part of them, others one.
 
 OpenMP keeps a team of threads for every thread that ever ran an operation in parallel. Once there
 are more of them than cores, waiting threads of all teams stop spinning and sleep, and a network
@@ -12,16 +12,15 @@ import ctypes
 
 import torch
 
-from model.cores import Cores
-
 CORES = torch.get_num_threads()
 """What OMP_NUM_THREADS says, else the machine's cores: read before anyone changed it."""
 
 
-class SharedCores(Cores):
+class SharedCores:
     """The machine's cores, shared by the processes of a worker that have something to compute.
 
-    Alone, a process has all of them; when all `processes` are busy, each has its `share`.
+    Alone, a process has all of them; when all `processes` are busy, each has its `share` or one
+    more.
     """
 
     def __init__(
@@ -32,19 +31,21 @@ class SharedCores(Cores):
         self._place = place
         self.processes = len(self._busy)
         self.share = max(1, CORES // self.processes)
-        super().__init__(self.share, most=CORES)
 
     def begin(self) -> None:
-        """Before a call of the engine's thread: this process is busy, and has what others leave."""
+        """Before a tick of the engine's thread: this process is busy, and has what others leave."""
         self._busy[self._place] = 1
-        self.count = max(1, CORES // sum(self._busy))
-        if torch.get_num_threads() != self.count:
-            torch.set_num_threads(self.count)
+        each, rest = divmod(CORES, sum(self._busy))
+        use_cores(max(1, each + (sum(self._busy[: self._place]) < rest)))
 
     def end(self) -> None:
         """There is nothing to compute; others may have the cores."""
         self._busy[self._place] = 0
-        self.count = self.share
+
+    @property
+    def shares(self) -> float:
+        """How many times its share this thread may use."""
+        return torch.get_num_threads() / self.share
 
 
 def use_one_core() -> None:

@@ -58,11 +58,9 @@ def forward(rows: int) -> Callable[[], object]:
 
     import model
     from model.checkpoint import load
-    from model.cores import Cores
-    from worker.threads import CORES
 
     checkpoint = load(Path(model.__file__).parent / "zoo" / "digits.safetensors")
-    denoiser = checkpoint.denoiser(cores=Cores(CORES))
+    denoiser = checkpoint.denoiser()
     network = denoiser.fast or denoiser.network
     shape = checkpoint.description.data.shape
     u = torch.randn(rows, *shape, dtype=denoiser.dtype)

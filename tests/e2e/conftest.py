@@ -76,7 +76,7 @@ def start_api(stack: ExitStack, redis_url: str, folder: Path, **environment: str
 
 @pytest.fixture(scope="session")
 def service(redis_server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """An API and one worker, shared by all tests that leave both as they are.
+    """An API and one worker of two processes, shared by all tests that leave both as they are.
 
     The worker's folder has the shipped models, and a file that is no checkpoint. It measures them
     itself.
@@ -89,19 +89,24 @@ def service(redis_server: str, tmp_path_factory: pytest.TempPathFactory) -> Iter
         folder = tmp_path_factory.mktemp("service")
         service = start_api(stack, empty_database(redis_server, 1), folder)
         stack.callback(
-            service.start_worker(FOKKER_MODELS=str(models), FOKKER_CACHE=str(folder / "cache")).stop
+            service.start_worker(
+                FOKKER_MODELS=str(models),
+                FOKKER_CACHE=str(folder / "cache"),
+                FOKKER_WORKER_PROCESSES="2",
+            ).stop
         )
         yield service
 
 
 @pytest.fixture
 def own_service(redis_server: str, tmp_path: Path) -> Iterator[tuple[Service, Callable[..., Part]]]:
-    """An API whose workers the test starts, with leases of four seconds."""
+    """An API whose workers the test starts, of one process, with leases of four seconds."""
     with ExitStack() as stack:
         service = start_api(stack, empty_database(redis_server, 2), tmp_path, FOKKER_LEASE="4")
 
         def start_worker(**environment: str) -> Part:
-            worker = service.start_worker(FOKKER_LEASE="4", **environment)
+            alone = {"FOKKER_LEASE": "4", "FOKKER_WORKER_PROCESSES": "1"}
+            worker = service.start_worker(**alone | environment)
             stack.callback(worker.stop)
             return worker
 

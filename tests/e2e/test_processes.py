@@ -87,7 +87,7 @@ def test_when_one_dies_the_worker_says_so_and_ends(
     os.kill(processes[1].pid, signal.SIGKILL)
     assert worker.process.wait(STOP_LIMIT) == 1
     assert ended(*processes)
-    assert "a process ended with -9; the worker stops" in worker.err.read_text()
+    assert "process 2 ended with -9; the worker stops" in worker.err.read_text()
 
 
 def failed_start(redis_url: str, folder: Path, **given: str) -> tuple[int, str]:

@@ -7,7 +7,7 @@ import torch
 
 import model
 from model import checkpoint
-from model.cores import Cores
+from model.cores import exactly
 from model.denoiser import Denoiser
 from model.inference import prepare
 from model.noise import Stream, normal, rademacher
@@ -80,20 +80,15 @@ def test_a_row_of_the_shipped_network_is_the_same_to_the_bit_at_every_place_in_t
 
 @pytest.mark.parametrize("rows", [3, 20])
 def test_reproducible_rows_are_the_same_to_the_bit_on_any_number_of_cores(rows: int) -> None:
-    loaded = checkpoint.load(Path(model.__file__).parent / "zoo" / "digits.safetensors")
+    shipped = checkpoint.load(Path(model.__file__).parent / "zoo" / "digits.safetensors").denoiser()
     probes = rademacher(torch.arange(rows), Stream.PROBE, 0, (2, *SHAPE))
-    cores = Cores(1, most=4)
-    shipped, before = loaded.denoiser(cores=cores), torch.get_num_threads()
     answers = []
-    try:
-        for cores.count, threads in ((1, 1), (1, 2), (2, 2), (4, 4)):
-            torch.set_num_threads(threads)
+    for cores in (1, 2, 4):
+        with exactly(cores):
             plain = shipped(query(rows, reproducible=True))
             probed = shipped(query(rows, reproducible=True, probes=probes))
-            assert probed.products is not None
-            answers.append((plain.eps, probed.eps, probed.products))
-    finally:
-        torch.set_num_threads(before)
+        assert probed.products is not None
+        answers.append((plain.eps, probed.eps, probed.products))
     for answer in answers[1:]:
         assert all(map(torch.equal, answer, answers[0]))
 

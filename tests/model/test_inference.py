@@ -9,7 +9,7 @@ import model
 from benchmarks.network import adopt, ask_peer, flops, inputs, peer
 from model import checkpoint
 from model.analytic import GaussianMixture, GaussianMixtureConfig
-from model.cores import Cores
+from model.cores import exactly
 from model.inference import (
     ChannelsLastGroupNorm,
     FixedSizes,
@@ -146,18 +146,19 @@ def test_bf16_moves_the_noise_of_an_almost_clean_image_by_a_five_hundredth_at_mo
 def test_cores_that_share_the_rows_give_the_network_s_answer_in_order(rows: int) -> None:
     network = random_network()
     asked = inputs(SMALL, rows, 8)
-    with torch.no_grad():
-        assert_same_up_to_rounding(SharedAmongCores(network, Cores(2))(*asked), network(*asked))
+    with torch.no_grad(), exactly(2):
+        assert_same_up_to_rounding(SharedAmongCores(network)(*asked), network(*asked))
 
 
 def test_cores_share_no_batch_that_is_too_small_for_them_nor_one_with_gradients() -> None:
     recorder = Recorder()
-    shared = SharedAmongCores(recorder, Cores(2))
+    shared = SharedAmongCores(recorder)
     small, large = inputs(SMALL, 2, 8), inputs(SMALL, 65, 8)
-    with torch.no_grad():
-        shared(*small)
+    with exactly(2):
+        with torch.no_grad():
+            shared(*small)
+            shared(*large)
         shared(*large)
-    shared(*large)
     assert recorder.sizes[0] == 2
     assert sorted(recorder.sizes[1:3]) == [32, 33]
     assert recorder.sizes[3] == 65
@@ -173,16 +174,9 @@ def test_what_fails_on_one_core_is_raised_when_the_others_are_done() -> None:
             done.append(len(u))
             return u
 
-    with torch.no_grad(), pytest.raises(RuntimeError, match="not enough memory"):
-        SharedAmongCores(Half(), Cores(2))(*inputs(SMALL, 64, 8))
+    with torch.no_grad(), exactly(2), pytest.raises(RuntimeError, match="not enough memory"):
+        SharedAmongCores(Half())(*inputs(SMALL, 64, 8))
     assert done == [32]
-
-
-def test_threads_of_a_shared_batch_leave_the_caller_s_as_they_are() -> None:
-    before = torch.get_num_threads()
-    with torch.no_grad():
-        SharedAmongCores(random_network(), Cores(2))(*inputs(SMALL, 64, 8))
-    assert torch.get_num_threads() == before
 
 
 class Recorder(nn.Module):

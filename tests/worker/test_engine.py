@@ -3,6 +3,7 @@
 import io
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,17 +13,23 @@ from PIL import Image
 from torch import Tensor
 
 from model.analytic import GaussianMixture
+from model.cores import exactly
 from model.follow import Follow, FollowingRows
 from model.noise import image_seeds
 from model.query import Answer, Query
 from service.jobs.arrays import pack, unpack
 from service.jobs.job import Status
 from service.jobs.lease import Claim
+from tests.e2e.running import wait_until
 from tests.laws.mixture import draw
 from tests.worker.conftest import KNEE, SHAPE, Stopped
+from worker import threads
 from worker.courier import Courier
 from worker.engine import ROOM, Engine
+from worker.knee import Curve, Curves
+from worker.runner import Lane
 from worker.shelf import ServedModel, Shelf
+from worker.threads import SharedCores
 
 Claimed = Callable[..., Claim]
 Points = Callable[[int], Tensor]
@@ -534,3 +541,70 @@ def test_a_job_that_cannot_be_taken_onto_the_device_fails_alone(
     assert error["title"] == "Out of memory"
     assert stopped.job(small).status is Status.SUCCEEDED
     assert stopped.engine.idle
+
+
+@pytest.fixture
+def two_cores(monkeypatch: pytest.MonkeyPatch) -> Iterator[bytearray]:
+    """Who is busy of two processes on two cores."""
+    monkeypatch.setattr(threads, "CORES", 2)
+    before = torch.get_num_threads()
+    yield bytearray(2)
+    torch.set_num_threads(before)
+
+
+def test_while_it_has_rows_it_takes_the_cores_that_the_other_process_leaves(
+    models: Path, two_cores: bytearray, stopped: Stopped, claimed: Claimed
+) -> None:
+    curve = Curve((1, KNEE), (0.001, 0.008))
+    shelf = Shelf(
+        models,
+        torch.device("cpu"),
+        curves=Curves(measure=lambda *_: curve),
+        cores=SharedCores(two_cores, 0),
+    )
+    (served,) = shelf.models.values()
+    seen: list[tuple[int, int]] = []
+
+    def look(*_: object) -> None:
+        seen.append((two_cores[0], torch.get_num_threads()))
+        two_cores[1] = len(seen) >= 6  # from the seventh call on the other one is busy, too
+
+    served.checkpoint.network.register_forward_hook(look)
+    engine = Engine(shelf, stopped.courier)
+    claim = claimed("generate", count=1, seed=1, sampler=DDPM)
+    engine.start()
+    try:
+        engine.admit(claim, claim.inputs())
+        wait_until(lambda: not two_cores[0] and seen, "the engine to have nothing to do")
+    finally:
+        engine.stop()
+    assert seen == [(1, 2)] * 6 + [(1, 1)] * 6
+
+
+@pytest.mark.usefixtures("two_cores")
+def test_a_call_holds_more_rows_and_a_row_costs_less_on_more_cores(
+    stopped: Stopped, served: ServedModel, claimed: Claimed
+) -> None:
+    """Of plain rows in proportion to the measured share; of reproducible ones a bucket a core."""
+    stopped.admit(claimed("generate", count=1, seed=1, sampler=DDPM))
+    stopped.engine.tick()
+    digest, bucket = served.header.digest, served.denoiser.bucket
+    plain = Lane(digest, reproducible=False, divergence=None)
+    exact = Lane(digest, reproducible=True, divergence=None)
+    likelihood = Lane(digest, reproducible=True, divergence=8)
+    share = stopped.engine._shelf.cores.share
+    found = {}
+    for cores in (share, 2 * share):
+        with exactly(cores):
+            found[cores] = [
+                (stopped.engine._capacity(lane), stopped.engine._cost(lane, rows))
+                for lane, rows in ((plain, KNEE), (exact, 8 * bucket), (likelihood, 8 * bucket))
+            ]
+    assert found[share][0] == (KNEE, 0.008)
+    assert found[2 * share][0] == (2 * KNEE, served.curve.seconds_for(KNEE // 2))
+    for (rows, seconds), (more, less) in zip(found[share][1:], found[2 * share][1:], strict=True):
+        assert (rows, more) == (bucket * share, 2 * bucket * share)
+        assert less < 0.7 * seconds
+    forward = served.curve.seconds_for(bucket)
+    assert served.curve.gradient_seconds is not None
+    assert found[share][2][1] > 0.9 * (8 // share) * served.curve.gradient_seconds > 5 * forward

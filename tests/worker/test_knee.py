@@ -133,11 +133,14 @@ def test_a_device_without_memory_for_a_size_is_measured_up_to_it() -> None:
             raise torch.OutOfMemoryError("full")
         return device(rows)
 
-    def gradient() -> float:
-        raise torch.OutOfMemoryError("full")
+    def bucket(products: int) -> float:
+        if products:
+            raise torch.OutOfMemoryError("full")
+        return 0.003
 
-    curve = measure(seconds_of, gradient)
+    curve = measure(seconds_of, bucket)
     assert curve.rows[-1] == curve.knee == 32
+    assert curve.bucket_seconds == 0.003
     assert curve.gradient_seconds is None
 
 
@@ -160,7 +163,7 @@ def test_a_call_past_the_last_size_costs_in_proportion() -> None:
     assert Curve((1, 16), (1.0, 2.5)).seconds_for(64) == pytest.approx(10.0)
 
 
-CURVE = Curve((1, 2, 4), (0.5, 0.25 / 3, 1e-4), 2.5)
+CURVE = Curve((1, 2, 4), (0.5, 0.25 / 3, 1e-4), 0.3, 2.5)
 
 
 @pytest.mark.parametrize("curve", [CURVE, Curve((1,), (1.0,)), Curve((1,), (1.0,), 2.0)])
@@ -178,6 +181,7 @@ def test_a_curve_survives_json(curve: Curve) -> None:
         {"seconds": [0.5, float("nan"), 1.0]},
         {"seconds": None},
         {"gradient_seconds": -1.0},
+        {"bucket_seconds": 0.0},
     ],
 )
 def test_what_cannot_have_been_measured_is_no_curve(change: dict[str, object]) -> None:
@@ -317,7 +321,8 @@ def test_the_shipped_model_has_a_sane_curve(checkpoint: Checkpoint, denoiser: De
     assert at_knee < curve.seconds_for(1)
     # Eight products cost eight to eleven forwards (DESIGN §3); a busy machine may blur that.
     assert curve.gradient_seconds is not None
-    assert 2.0 < curve.gradient_seconds / curve.seconds_for(denoiser.bucket) < 50.0
+    assert curve.bucket_seconds is not None
+    assert 2.0 < curve.gradient_seconds / curve.bucket_seconds < 50.0
 
 
 @pytest.mark.skipif(not Path("/proc/self/schedstat").exists(), reason="Linux's schedstat")

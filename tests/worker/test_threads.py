@@ -1,3 +1,5 @@
+from collections.abc import Iterator
+
 import pytest
 import torch
 
@@ -5,50 +7,47 @@ from worker import threads
 from worker.threads import SharedCores
 
 
-@pytest.fixture(autouse=True)
-def cores(monkeypatch: pytest.MonkeyPatch) -> object:
-    monkeypatch.setattr(threads, "CORES", 4)
+@pytest.fixture
+def cores(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
+    """A machine of so many cores."""
+    monkeypatch.setattr(threads, "CORES", request.param)
     before = torch.get_num_threads()
-    yield
+    yield request.param
     torch.set_num_threads(before)
 
 
-def test_a_process_has_the_cores_that_no_other_needs() -> None:
+@pytest.mark.parametrize("cores", [4, 5, 7], indirect=True)
+def test_a_process_has_the_cores_that_no_other_needs_and_none_is_left_over(cores: int) -> None:
     busy = bytearray(3)
-    one, other, third = (SharedCores(busy, place) for place in range(3))
-    assert one.share == 1
-    one.begin()
-    assert one.count == torch.get_num_threads() == 4
-    other.begin()
-    one.begin()
-    assert one.count == other.count == 2
-    third.begin()
-    one.begin()
-    assert one.count == torch.get_num_threads() == 1
-    other.end()
-    third.end()
-    one.begin()
-    assert one.count == 4
+    processes = [SharedCores(busy, place) for place in range(3)]
+    for number in range(1, 4):
+        processes[number - 1].begin()
+        found = []
+        for process in processes[:number]:
+            process.begin()
+            found.append(torch.get_num_threads())
+        assert sum(found) == cores
+        assert max(found) - min(found) <= 1
+    for process in processes[1:]:
+        process.end()
+    processes[0].begin()
+    assert torch.get_num_threads() == cores
+    assert processes[0].share == cores // 3
+    assert processes[0].shares == cores / (cores // 3)
 
 
-def test_with_nothing_to_do_it_is_as_if_all_were_busy() -> None:
-    """A model is measured then, for when they are."""
-    cores = SharedCores(bytearray(2), 1)
-    cores.begin()
-    assert cores.count == 4
-    cores.end()
-    assert cores.count == cores.share == 2
+@pytest.mark.parametrize("cores", [4], indirect=True)
+def test_one_process_alone_has_all(cores: int) -> None:
+    alone = SharedCores()
+    assert alone.share == cores
+    alone.begin()
+    assert torch.get_num_threads() == cores
+    assert alone.shares == 1
 
 
-def test_one_process_alone_has_all() -> None:
-    cores = SharedCores()
-    assert cores.share == cores.count == 4
-    cores.begin()
-    assert cores.count == 4
-
-
+@pytest.mark.parametrize("cores", [4], indirect=True)
+@pytest.mark.usefixtures("cores")
 def test_more_processes_than_cores_have_one_each() -> None:
-    busy = bytearray(b"\1" * 7)
-    cores = SharedCores(busy, 3)
-    cores.begin()
-    assert cores.share == cores.count == 1
+    crowded = SharedCores(bytearray(b"\1" * 7), 6)
+    crowded.begin()
+    assert crowded.share == torch.get_num_threads() == 1

@@ -54,7 +54,8 @@ def measure(options: Options) -> str:
 
 def images_a_second(jobs: str | None, clients: int, options: Options) -> float:
     """Images/s of a service started for this, its engine limited to `jobs` at a time."""
-    variables = {} if jobs is None else {"FOKKER_ENGINE_JOBS": jobs}
+    one = {"FOKKER_WORKER_PROCESSES": "1"}
+    variables = {} if jobs is None else one | {"FOKKER_ENGINE_JOBS": jobs}
     with fokker(variables) as system:
         load = closed_loop(system.url, digits(options), clients, options.seconds, drain=0)
         return rate(drive(load), window_of(options.seconds))
