@@ -102,8 +102,8 @@ class Settings(BaseSettings):
     preview_rate: float = Field(
         default=16.0,
         gt=0,
-        description="Previews a second that the jobs of a worker share, after the first 16 of "
-        "each; those between are left out.",
+        description="Previews a second that the jobs of a worker share, an equal part for each of "
+        "its processes, after the first 16 of each job; those between are left out.",
     )
     max_queued: int = Field(
         default=10_000, ge=1, description="Jobs that may wait; more are answered 503."
@@ -127,7 +127,7 @@ class Settings(BaseSettings):
         ge=1,
         description="Processes of a worker on a CPU, which share its cores: the more, the more "
         "images under load, at some 300 MB each; as many as there are cores, 4 at most, if unset. "
-        "With a GPU always one.",
+        "With a GPU, or not on Linux, always one.",
     )
     engine_jobs: int | None = Field(
         default=None,

@@ -20,7 +20,7 @@ STEP_INTERVAL = 1.0
 """Seconds between two `step` events of a job, at least."""
 
 STEPS_A_SECOND = 16
-"""`step` events of all jobs of a worker, about."""
+"""`step` events of all jobs of a worker's process, about."""
 
 PREVIEWS_AT_ONCE = 16
 """Previews that a part of a job may tell before its rate counts: short jobs show all of theirs."""
@@ -35,7 +35,7 @@ class Reports:
     def __init__(
         self, spec: DataSpec, parameters: p.Parameters, preview_rate: float = math.inf
     ) -> None:
-        """preview_rate: previews a second that all jobs of the worker share."""
+        """preview_rate: previews a second that all jobs of the process share."""
         self._spec = spec
         self._rate = preview_rate
         self._next_preview: WeakKeyDictionary[object, float] = WeakKeyDictionary()

@@ -116,7 +116,7 @@ def _by_model(
 def _workers(beats: Sequence[Beat], names: Mapping[str, str]) -> list[Metric]:
     live = Counter(name for beat in beats for name in beat.models)
     serving = GaugeMetricFamily(
-        "fokker_workers", "Live workers that serve a model.", labels=["model"]
+        "fokker_workers", "Live worker processes that serve a model.", labels=["model"]
     )
     for name in names.values():
         serving.add_metric([name], live[name])
@@ -125,7 +125,7 @@ def _workers(beats: Sequence[Beat], names: Mapping[str, str]) -> list[Metric]:
         for digest, rate in beat.rates.items():
             rates[digest] += rate
     return [
-        _value("fokker_live_workers", "Live workers.", len(beats)),
+        _value("fokker_live_workers", "Live worker processes.", len(beats)),
         serving,
         _by_model(
             "fokker_row_calls_per_second",

@@ -9,7 +9,7 @@ import httpx
 
 from service.redis_server import free_port
 from tests.compose import checks
-from tests.compose.stack import Failed, Stack, expect, image_sizes, wait_until
+from tests.compose.stack import PROCESSES, Failed, Stack, expect, image_sizes, wait_until
 
 WORKERS = 2
 
@@ -90,7 +90,7 @@ def start(stack: Stack) -> None:
     stack.compose("up", "-d", "--scale", f"worker={WORKERS}", "redis", "api", "worker")
     wait_until(lambda: _draws(stack), "the first image", 180)
     say("from up to the first image", f"{time.monotonic() - begun:.1f} s")
-    wait_until(lambda: _live(stack) == WORKERS, "both workers")
+    wait_until(lambda: _live(stack) == WORKERS * PROCESSES, "both workers")
 
 
 def _draws(stack: Stack) -> bool:

@@ -10,7 +10,7 @@ import numpy as np
 from prometheus_client.parser import text_string_to_metric_families
 
 from service.client import Client
-from tests.compose.stack import Stack, expect, run, wait_until
+from tests.compose.stack import PROCESSES, Stack, expect, run, wait_until
 from tests.docker.exported import Exported, of_api, of_worker
 
 DIGIT = np.clip(17.0 - 4 * np.abs(np.arange(8)[:, None] - np.arange(8)), 0, 16)[None]
@@ -221,7 +221,7 @@ def every_metric_is_there(stack: Stack) -> str:
     expect(ended == submitted, f"of {submitted:.0f} jobs {ended:.0f} succeeded")
     expect(total(api, "fokker_leases_expired_total", outcome="queued") > 0, "no lease expired")
     expect(total(api, "fokker_redis_up") == 1, "Redis is not up")
-    expect(total(api, "fokker_live_workers") == len(workers), "a worker is not alive")
+    expect(total(api, "fokker_live_workers") == len(workers) * PROCESSES, "a worker is not alive")
     expect(total(api, "fokker_jobs_waiting") == 0, "jobs wait")
     expect(total(api, "fokker_row_calls_per_second") > 0, "no rate")
     accepted = sum(

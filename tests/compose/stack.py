@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 ROOT = Path(__file__).parent.parent.parent
+PROCESSES = 2  # of each worker
 IMAGES = {"fokker-redis": "redis:7-bookworm"} | dict.fromkeys(
     ("fokker-api", "fokker-worker"), "python:3.11-slim-bookworm"
 )
@@ -73,11 +74,11 @@ class Stack:
         shutil.copy(ROOT / ".env.example", self.folder)
         self.key = run("sh", str(script), "tester").stdout.split()[-1]
         with (self.folder / ".env").open("a") as env:
-            # A small lease, so that what a killed worker had is taken up soon; two workers share
+            # A small lease, so that what a killed worker had is taken up soon; the workers share
             # the cores of one machine.
             threads = max(1, (os.cpu_count() or 2) // 2)
             env.write(f"API_BIND=127.0.0.1:{self.port}\nFOKKER_LEASE=6\n")
-            env.write(f"OMP_NUM_THREADS={threads}\n")
+            env.write(f"OMP_NUM_THREADS={threads}\nFOKKER_WORKER_PROCESSES={PROCESSES}\n")
 
     @property
     def url(self) -> str:
