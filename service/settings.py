@@ -125,8 +125,10 @@ class Settings(BaseSettings):
     worker_processes: int | None = Field(
         default=None,
         ge=1,
-        description="Processes of a worker on a CPU, which share its cores: the more, the more "
-        "images under load, at some 300 MB each; as many as there are cores, 4 at most, if unset. "
+        le=64,
+        description="Processes of a worker on a CPU, which share its cores; some 300 MB each, and "
+        "more than there are cores gain nothing. If unset, as many as there are cores, but 4 at "
+        "most. "
         "With a GPU, or not on Linux, always one.",
     )
     engine_jobs: int | None = Field(

@@ -13,6 +13,7 @@ import os
 import signal
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from multiprocessing.connection import wait
@@ -31,6 +32,9 @@ Serve = Callable[[Metrics, SharedCores], int]
 """What a process does until SIGTERM; returns its exit code."""
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+GRACE = 30.0
+"""Seconds that processes get to stop; Compose gives the worker 40."""
 
 _STOPPED = (0, -signal.SIGTERM)
 """Exit codes of a process that ended when it was asked to, or before it could be asked."""
@@ -113,8 +117,13 @@ def _running(children: Sequence[BaseProcess]) -> Iterator[None]:
     finally:
         if not stopping:
             stop()
+        until = time.monotonic() + GRACE
         for child in children:
             if child.pid is not None:
-                child.join()
+                child.join(max(0.0, until - time.monotonic()))
+                if child.is_alive():
+                    log.critical("process %d does not stop; it is killed", child.pid)
+                    child.kill()
+                    child.join()
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -45,6 +45,24 @@ def test_a_second_signal_kills_processes_that_do_not_end(tmp_path: Path) -> None
             worker.kill()
 
 
+@pytest.mark.timeout(60)
+def test_a_process_that_does_not_end_in_time_is_killed(tmp_path: Path) -> None:
+    ours = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "TMPDIR": str(tmp_path)}
+    short = STUBBORN.replace("def serve", "processes.GRACE = 0.5\n\ndef serve")
+    command = [sys.executable, "-c", short]
+    with subprocess.Popen(command, env=ours, stdout=subprocess.PIPE, text=True) as worker:
+        try:
+            assert worker.stdout is not None
+            assert [worker.stdout.readline() for _ in range(2)] == ["serving\n"] * 2
+            children = psutil.Process(worker.pid).children()
+            wait_until(lambda: handles(worker.pid, signal.SIGTERM), "the supervisor's handler")
+            children[0].kill()
+            assert worker.wait(10) == 1
+            assert not any(child.is_running() for child in children)
+        finally:
+            worker.kill()
+
+
 def handles(pid: int, number: signal.Signals) -> bool:
     """Whether a process has a handler of its own for a signal."""
     (caught,) = (
