@@ -57,6 +57,9 @@ def side_by_side(
 def exactly(threads: int) -> Iterator[None]:
     """This thread's tensor operations use so many threads meanwhile."""
     before = torch.get_num_threads()
+    if before == threads:  # setting it makes oneDNN forget what it has prepared
+        yield
+        return
     torch.set_num_threads(threads)
     try:
         yield

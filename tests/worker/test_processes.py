@@ -4,6 +4,8 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
@@ -12,7 +14,7 @@ import pytest
 from tests.e2e.running import wait_until
 
 STUBBORN = """
-import signal, time
+import signal, sys, time
 from worker import processes
 
 def serve(metrics, cores):
@@ -20,45 +22,21 @@ def serve(metrics, cores):
     print("serving", flush=True)
     time.sleep(600)
 
+processes.GRACE = float(sys.argv[1])
 raise SystemExit(processes.run(serve, 2, "127.0.0.1", None))
 """
 
 
-@pytest.mark.timeout(60)
-def test_a_second_signal_kills_processes_that_do_not_end(tmp_path: Path) -> None:
-    ours = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "TMPDIR": str(tmp_path)}
-    command = [sys.executable, "-c", STUBBORN]
-    with subprocess.Popen(command, env=ours, stdout=subprocess.PIPE, text=True) as worker:
+@contextmanager
+def stubborn(folder: Path, grace: float) -> Iterator[tuple[psutil.Popen, list[psutil.Process]]]:
+    """A worker whose two processes take no notice of SIGTERM, and those; folder: for its files."""
+    ours = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "TMPDIR": str(folder)}
+    command = [sys.executable, "-c", STUBBORN, str(grace)]
+    with psutil.Popen(command, env=ours, stdout=subprocess.PIPE, text=True) as worker:
         try:
-            assert worker.stdout is not None
             assert [worker.stdout.readline() for _ in range(2)] == ["serving\n"] * 2
-            children = psutil.Process(worker.pid).children()
             wait_until(lambda: handles(worker.pid, signal.SIGTERM), "the supervisor's handler")
-            worker.send_signal(signal.SIGINT)
-            with pytest.raises(subprocess.TimeoutExpired):
-                worker.wait(1)
-            worker.send_signal(signal.SIGINT)
-            assert worker.wait(10) == 1
-            assert not any(child.is_running() for child in children)
-            assert list(tmp_path.iterdir()) == []  # the folder of their metrics is gone
-        finally:
-            worker.kill()
-
-
-@pytest.mark.timeout(60)
-def test_a_process_that_does_not_end_in_time_is_killed(tmp_path: Path) -> None:
-    ours = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "TMPDIR": str(tmp_path)}
-    short = STUBBORN.replace("def serve", "processes.GRACE = 0.5\n\ndef serve")
-    command = [sys.executable, "-c", short]
-    with subprocess.Popen(command, env=ours, stdout=subprocess.PIPE, text=True) as worker:
-        try:
-            assert worker.stdout is not None
-            assert [worker.stdout.readline() for _ in range(2)] == ["serving\n"] * 2
-            children = psutil.Process(worker.pid).children()
-            wait_until(lambda: handles(worker.pid, signal.SIGTERM), "the supervisor's handler")
-            children[0].kill()
-            assert worker.wait(10) == 1
-            assert not any(child.is_running() for child in children)
+            yield worker, worker.children()
         finally:
             worker.kill()
 
@@ -71,3 +49,23 @@ def handles(pid: int, number: signal.Signals) -> bool:
         if line.startswith("SigCgt:")
     )
     return bool(caught >> (number - 1) & 1)
+
+
+@pytest.mark.timeout(60)
+def test_a_second_signal_kills_processes_that_do_not_end(tmp_path: Path) -> None:
+    with stubborn(tmp_path, grace=50.0) as (worker, children):
+        worker.send_signal(signal.SIGINT)
+        with pytest.raises(psutil.TimeoutExpired):
+            worker.wait(1)
+        worker.send_signal(signal.SIGINT)
+        assert worker.wait(10) == 1
+        assert not any(child.is_running() for child in children)
+        assert list(tmp_path.iterdir()) == []  # the folder of their metrics is gone
+
+
+@pytest.mark.timeout(60)
+def test_a_process_that_does_not_end_in_time_is_killed(tmp_path: Path) -> None:
+    with stubborn(tmp_path, grace=0.5) as (worker, children):
+        children[0].kill()
+        assert worker.wait(10) == 1
+        assert not any(child.is_running() for child in children)
