@@ -28,15 +28,16 @@ raise SystemExit(processes.run(serve, 2, "127.0.0.1", None))
 
 
 @contextmanager
-def stubborn(folder: Path, grace: float) -> Iterator[tuple[psutil.Popen, list[psutil.Process]]]:
+def stubborn(folder: Path, grace: float) -> Iterator[tuple[subprocess.Popen[str], list[psutil.Process]]]:
     """A worker whose two processes take no notice of SIGTERM, and those; folder: for its files."""
     ours = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "TMPDIR": str(folder)}
     command = [sys.executable, "-c", STUBBORN, str(grace)]
-    with psutil.Popen(command, env=ours, stdout=subprocess.PIPE, text=True) as worker:
+    with subprocess.Popen(command, env=ours, stdout=subprocess.PIPE, text=True) as worker:
         try:
+            assert worker.stdout is not None
             assert [worker.stdout.readline() for _ in range(2)] == ["serving\n"] * 2
             wait_until(lambda: handles(worker.pid, signal.SIGTERM), "the supervisor's handler")
-            yield worker, worker.children()
+            yield worker, psutil.Process(worker.pid).children()
         finally:
             worker.kill()
 
@@ -55,7 +56,7 @@ def handles(pid: int, number: signal.Signals) -> bool:
 def test_a_second_signal_kills_processes_that_do_not_end(tmp_path: Path) -> None:
     with stubborn(tmp_path, grace=50.0) as (worker, children):
         worker.send_signal(signal.SIGINT)
-        with pytest.raises(psutil.TimeoutExpired):
+        with pytest.raises(subprocess.TimeoutExpired):
             worker.wait(1)
         worker.send_signal(signal.SIGINT)
         assert worker.wait(10) == 1
