@@ -27,8 +27,11 @@ raise SystemExit(processes.run(serve, 2, "127.0.0.1", None))
 """
 
 
+Worker = tuple[subprocess.Popen[str], list[psutil.Process]]
+
+
 @contextmanager
-def stubborn(folder: Path, grace: float) -> Iterator[tuple[subprocess.Popen[str], list[psutil.Process]]]:
+def stubborn(folder: Path, grace: float) -> Iterator[Worker]:
     """A worker whose two processes take no notice of SIGTERM, and those; folder: for its files."""
     ours = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "TMPDIR": str(folder)}
     command = [sys.executable, "-c", STUBBORN, str(grace)]
