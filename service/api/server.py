@@ -23,6 +23,10 @@ from service.api.figures import SHARED_FOLDER
 from service.logs import configure
 from service.settings import Settings
 
+KEEP_ALIVE = 75
+"""Seconds that an idle connection stays open: longer than clients and proxies keep theirs (httpx 5,
+many balancers 60), who would otherwise send a request as it is being closed."""
+
 GRACE = 3
 """Seconds that open requests get when the server stops; event streams resume elsewhere."""
 
@@ -93,6 +97,7 @@ def _config(settings: Settings, app: Any, **several: Any) -> uvicorn.Config:
         host=settings.host,
         port=settings.port,
         log_level=settings.log_level.lower(),
+        timeout_keep_alive=KEEP_ALIVE,
         timeout_graceful_shutdown=GRACE,
         **several,
     )
