@@ -2,9 +2,10 @@
 
 In float32 nothing here changes what a network computes: outputs move by less than 2e-6 of their
 scale, and a checkpoint's keys and shapes stay. It changes how: weights and activations lie
-channels-last; group norms that torch's kernel is slow at have one of their own; where bf16 is asked
-for, a processor computes the products in it and the rest in float32; and, where asked and a C++
-compiler is there, batches of fixed sizes run compiled. Cores may share a batch by its rows.
+channels-last; a processor's convolutions have their weights packed once; group norms that torch's
+kernel is slow at have one of their own; where bf16 is asked for, a processor computes the products
+in it and the rest in float32; and, where asked and a C++ compiler is there, batches of fixed sizes
+run compiled. Cores may share a batch by its rows.
 `benchmarks/network.py` measures it against diffusers' `UNet2DModel`.
 """
 
@@ -30,6 +31,9 @@ VECTOR = 8
 LARGE = 1 << 16
 """Values an input from which fewer passes over it outweigh more calls."""
 
+FEW = 1 << 14
+"""Values of a single image up to which torch convolves faster without oneDNN."""
+
 PIECE = 1 << 10
 """Values of a batch from which a core of its own is worth while."""
 
@@ -44,9 +48,9 @@ def prepare(
 ) -> nn.Module:
     """A U-Net made ready to serve, changed in place; any other network is returned untouched.
 
-    It is called as before, with float32 in and out. dtype: of convolutions, norms and attention;
-    the embedding of the noise level, which spans 1 … 1000, stays float32. Calls without gradients
-    run fastest; with gradients the same weights run eagerly.
+    It is called as before, with float32 in and out; its weights must not change any more. dtype:
+    of convolutions, norms and attention; the embedding of the noise level, which spans 1 … 1000,
+    stays float32. Calls without gradients run fastest; with gradients the same weights run eagerly.
 
     compile: fuse what stands between the convolutions, by `torch.compile` at these sizes only. The
     first call at a size takes from 20 s. Rows are
@@ -62,6 +66,8 @@ def prepare(
         if weight.ndim == 4:
             weight.data = weight.data.contiguous(memory_format=torch.channels_last)
     on_cpu = torch.device(device).type == "cpu"
+    if on_cpu and torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        _pack_convolutions(network)
     if dtype != torch.float32:
         (_lower_products if on_cpu else _lower)(network, dtype)
     if not compile:
@@ -183,7 +189,31 @@ def _compiled(network: UNet, device: torch.device) -> Callable[[Tensor, Tensor, 
     return torch.compile(network, dynamic=False, options={"freezing": True})
 
 
-class LowConv2d(nn.Conv2d):
+class PackedConv2d(nn.Conv2d):
+    """A convolution on a processor, whose weights are packed for oneDNN once, in the first call.
+
+    torch packs them in every call, which is a tenth of the time of eight digits'. It does so still
+    where gradients are asked for. oneDNN has no float64, and a compiler packs for itself.
+    """
+
+    packed: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The convolution of x (rows, channels, H, W)."""
+        few = len(x) == 1 and x.numel() <= FEW
+        plain = few or x.dtype == torch.float64
+        if plain or torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return super().forward(x)
+        how = (self.padding, self.stride, self.dilation, self.groups)
+        if self.packed is None:
+            self.packed = torch.ops.mkldnn._reorder_convolution_weight(self.weight, *how, x.shape)
+        out: Tensor = torch.ops.mkldnn._convolution_pointwise(
+            x, self.packed, self.bias, *how, "none", [], ""
+        )
+        return out
+
+
+class LowConv2d(PackedConv2d):
     """A convolution in its weights' dtype, float32 in and out."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -199,11 +229,17 @@ class LowLinear(nn.Linear):
         return super().forward(x.to(self.weight.dtype))
 
 
+def _pack_convolutions(network: UNet) -> None:
+    """The class alone changes, here and below: parameters, their names and shapes stay."""
+    for module in network.modules():
+        if type(module) is nn.Conv2d:
+            module.__class__ = PackedConv2d
+
+
 def _lower_products(network: UNet, dtype: torch.dtype) -> None:
     """Convolutions and attention between stem and head; what they give is added up in float32."""
     for module in _between(network):
-        # The class alone changes: parameters, their names and shapes stay.
-        if type(module) is nn.Conv2d:
+        if isinstance(module, nn.Conv2d):
             module.__class__ = LowConv2d
             module.to(dtype)
         elif isinstance(module, Attention):

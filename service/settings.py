@@ -151,7 +151,7 @@ class Settings(BaseSettings):
         default=None,
         ge=1,
         description="Bytes of weights that a worker keeps loaded, which its processes divide; half "
-        "of its device's memory if unset.",
+        "of its device's memory if unset. On a CPU a U-Net's weights count twice.",
     )
     cache: Path | None = Field(
         default=None,

@@ -26,6 +26,7 @@ import torch
 import model
 from model.checkpoint import REPLACED, Checkpoint, CheckpointError, load, replaced_path
 from model.denoiser import Denoiser
+from model.unet import UNetConfig
 from worker.header import Header, read_header
 from worker.knee import Curve, Curves
 from worker.metrics import Metrics
@@ -284,9 +285,16 @@ class Shelf:
     # Memory; the lock is held
 
     def _size(self, header: Header) -> int:
-        """Bytes of a model's weights, with those of the copy that answers the fast rows."""
+        """Bytes of a model's weights, with those of the copy that answers the fast rows.
+
+        On a CPU nearly all of a U-Net's stand there twice: convolutions pack theirs.
+        """
         copied = self._compile or self._precision != torch.float32
-        return header.size + (header.size * self._precision.itemsize // 4 if copied else 0)
+        size = header.size + (header.size * self._precision.itemsize // 4 if copied else 0)
+        packed = self.device.type == "cpu" and isinstance(
+            header.description.architecture, UNetConfig
+        )
+        return 2 * size if packed else size
 
     def _held(self) -> int:
         """Bytes of all loaded weights."""

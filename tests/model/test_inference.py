@@ -13,6 +13,7 @@ from model.cores import exactly
 from model.inference import (
     ChannelsLastGroupNorm,
     FixedSizes,
+    PackedConv2d,
     SharedAmongCores,
     can_compile,
     prepare,
@@ -55,6 +56,28 @@ def test_preparing_keeps_the_checkpoint_s_keys_and_values() -> None:
     before, after = shipped().state_dict(), prepare(shipped()).state_dict()
     assert list(before) == list(after)
     assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 8])
+@pytest.mark.parametrize("options", [{}, {"stride": 2, "padding": 1}, {"padding": 1}])
+def test_packed_convolution_is_the_plain_one(rows: int, options: dict[str, int]) -> None:
+    torch.manual_seed(0)
+    plain = nn.Conv2d(16, 48, 3, **options).requires_grad_(False)
+    plain.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    packed = PackedConv2d(16, 48, 3, **options).requires_grad_(False)
+    packed.load_state_dict(plain.state_dict())
+    with torch.no_grad():
+        for side in (8, 64):  # packed once, for images of any size
+            x = torch.randn(rows, 16, side, side)
+            torch.testing.assert_close(packed(x), plain(x), rtol=0, atol=2e-6)
+    assert packed.packed is not None
+
+
+def test_network_in_float64_convolves_in_float64() -> None:
+    asked = [part.double() if part.is_floating_point() else part for part in inputs(SMALL, 4, 8)]
+    plain, served = random_network().double(), prepare(random_network().double())
+    with torch.no_grad():
+        torch.testing.assert_close(served(*asked), plain(*asked), rtol=0, atol=1e-13)
 
 
 def test_gradients_go_through_a_prepared_network() -> None:
@@ -241,10 +264,12 @@ def test_diffusers_network_with_the_same_weights_is_the_same_function(
         in_channels=3, channels=(16, 32), attention=attention, classes=4, head_channels=16
     )
     theirs = peer(config)
-    ours = prepare(copy.deepcopy(adopt(theirs, config)))
+    ours = adopt(theirs, config)
+    served = prepare(copy.deepcopy(ours))
     asked = inputs(config, 4, 8)
     with torch.no_grad():
-        torch.testing.assert_close(ours(*asked), ask_peer(theirs, *asked), rtol=0, atol=1e-5)
+        torch.testing.assert_close(served(*asked), ask_peer(theirs, *asked), rtol=0, atol=1e-5)
+        # Of the network before: the counter does not know packed convolutions.
         work = flops(lambda: ours(*asked)) / flops(lambda: ask_peer(theirs, *asked))
     assert work == pytest.approx(1.0, abs=0.02)
     assert sum(w.numel() for w in theirs.parameters()) == sum(w.numel() for w in ours.parameters())
