@@ -14,7 +14,8 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from typing import cast
+from functools import cache
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -48,9 +49,10 @@ def prepare(
 ) -> nn.Module:
     """A U-Net made ready to serve, changed in place; any other network is returned untouched.
 
-    It is called as before, with float32 in and out; its weights must not change any more. dtype:
-    of convolutions, norms and attention; the embedding of the noise level, which spans 1 … 1000,
-    stays float32. Calls without gradients run fastest; with gradients the same weights run eagerly.
+    It is called as before, with float32 in and out; its weights must not change in place any more.
+    dtype: of convolutions, norms and attention; the embedding of the noise level, which spans
+    1 … 1000, stays float32. Calls without gradients run fastest; with gradients the same weights
+    run eagerly.
 
     compile: fuse what stands between the convolutions, by `torch.compile` at these sizes only. The
     first call at a size takes from 20 s. Rows are
@@ -66,7 +68,7 @@ def prepare(
         if weight.ndim == 4:
             weight.data = weight.data.contiguous(memory_format=torch.channels_last)
     on_cpu = torch.device(device).type == "cpu"
-    if on_cpu and torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+    if on_cpu:
         _pack_convolutions(network)
     if dtype != torch.float32:
         (_lower_products if on_cpu else _lower)(network, dtype)
@@ -192,17 +194,15 @@ def _compiled(network: UNet, device: torch.device) -> Callable[[Tensor, Tensor, 
 class PackedConv2d(nn.Conv2d):
     """A convolution on a processor, whose weights are packed for oneDNN once, in the first call.
 
-    torch packs them in every call, which is a tenth of the time of eight digits'. It does so still
-    where gradients are asked for. oneDNN has no float64, and a compiler packs for itself.
+    torch packs them in every call, which is a tenth of the time of eight digits' with AVX-512. It
+    does so still where gradients are asked for; a compiler packs for itself.
     """
 
     packed: Tensor | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """The convolution of x (rows, channels, H, W)."""
-        few = len(x) == 1 and x.numel() <= FEW
-        plain = few or x.dtype == torch.float64
-        if plain or torch.is_grad_enabled() or torch.compiler.is_compiling():
+        if not self._packs(x):
             return super().forward(x)
         how = (self.padding, self.stride, self.dilation, self.groups)
         if self.packed is None:
@@ -211,6 +211,38 @@ class PackedConv2d(nn.Conv2d):
             x, self.packed, self.bias, *how, "none", [], ""
         )
         return out
+
+    @staticmethod
+    def _packs(x: Tensor) -> bool:
+        if torch.is_grad_enabled() or torch.compiler.is_compiling() or x.device.type != "cpu":
+            return False
+        few = len(x) == 1 and x.numel() <= FEW and x.dtype == torch.float32
+        return not few and can_pack(x.dtype)
+
+    # Packed weights are of the weights as they were, and cannot be copied.
+
+    def _apply(self, *how: Any, **options: Any) -> Any:
+        self.packed = None
+        return super()._apply(*how, **options)  # type: ignore[no-untyped-call]
+
+    def _load_from_state_dict(self, *what: Any, **options: Any) -> None:
+        self.packed = None
+        super()._load_from_state_dict(*what, **options)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"packed": None}
+
+
+@cache
+def can_pack(dtype: torch.dtype) -> bool:
+    """Whether torch has oneDNN, and that convolutions of this dtype for this processor."""
+    weight = torch.zeros(16, 16, 3, 3, dtype=dtype)
+    one = (1, 1)
+    try:
+        torch.ops.mkldnn._reorder_convolution_weight(weight, one, one, one, 1, (2, 16, 8, 8))
+    except (RuntimeError, AttributeError):  # of a processor, and of a torch without it
+        return False
+    return True
 
 
 class LowConv2d(PackedConv2d):

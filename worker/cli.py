@@ -10,6 +10,9 @@ from typing import Annotated, Any
 
 import typer
 
+M_ARENA_MAX = -8
+"""Of glibc's malloc.h."""
+
 
 def register(app: typer.Typer) -> None:
     """Add `fokker worker`."""
@@ -48,6 +51,5 @@ def _share_heaps() -> None:
     What one thread frees another then uses, and the process does not grow with the number of its
     jobs (docs/decisions.md).
     """
-    most_heaps = -8  # M_ARENA_MAX of glibc's malloc.h
     with contextlib.suppress(AttributeError):  # another C library
-        ctypes.CDLL(None).mallopt(most_heaps, 2)
+        ctypes.CDLL(None).mallopt(M_ARENA_MAX, 2)

@@ -314,7 +314,7 @@ class Shelf:
             log.info("unloaded %s to make room for %s", served.name, header.name)
         if self._size(header) > self.budget:
             log.warning(
-                "%s has %d bytes of weights, more than all models may have (%d)",
+                "%s takes %d bytes for its weights, more than all models may take (%d)",
                 header.name,
                 self._size(header),
                 self.budget,

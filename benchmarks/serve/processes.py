@@ -34,8 +34,9 @@ def python(module: str, *arguments: str) -> list[str]:
 
 
 def environment(**given: str) -> dict[str, str]:
-    """This process's environment for its children; OpenMP threads spin as a worker's do."""
-    return {"GOMP_SPINCOUNT": "10000", "PYTHONPATH": str(ROOT)} | os.environ | given
+    """The environment of children whose threads spin, and share heaps, as those of a worker do."""
+    ours = {"GOMP_SPINCOUNT": "10000", "MALLOC_ARENA_MAX": "2", "PYTHONPATH": str(ROOT)}
+    return ours | os.environ | given
 
 
 @contextmanager

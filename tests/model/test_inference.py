@@ -16,6 +16,7 @@ from model.inference import (
     PackedConv2d,
     SharedAmongCores,
     can_compile,
+    can_pack,
     prepare,
 )
 from model.unet import UNet, UNetConfig
@@ -58,19 +59,60 @@ def test_preparing_keeps_the_checkpoint_s_keys_and_values() -> None:
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
-@pytest.mark.parametrize("rows", [1, 2, 8])
-@pytest.mark.parametrize("options", [{}, {"stride": 2, "padding": 1}, {"padding": 1}])
-def test_packed_convolution_is_the_plain_one(rows: int, options: dict[str, int]) -> None:
+def convolutions(**options: int) -> tuple[nn.Conv2d, PackedConv2d]:
+    """A plain one and a packed one of the same weights, channels-last, without gradients."""
     torch.manual_seed(0)
-    plain = nn.Conv2d(16, 48, 3, **options).requires_grad_(False)
-    plain.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    packed = PackedConv2d(16, 48, 3, **options).requires_grad_(False)
+    plain, packed = nn.Conv2d(16, 48, **options), PackedConv2d(16, 48, **options)  # type: ignore[arg-type]
     packed.load_state_dict(plain.state_dict())
+    for module in (plain, packed):
+        module.requires_grad_(False).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return plain, packed
+
+
+@pytest.mark.parametrize("rows", [1, 2, 8])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"kernel_size": 3, "padding": 1},
+        {"kernel_size": 3, "stride": 2, "padding": 1},
+        {"kernel_size": 1},
+    ],
+)
+@pytest.mark.parametrize(("dtype", "most"), [(torch.float32, 2e-6), (torch.bfloat16, 2e-2)])
+def test_packed_convolution_is_the_plain_one(
+    rows: int, options: dict[str, int], dtype: torch.dtype, most: float
+) -> None:
+    if not can_pack(dtype):
+        pytest.skip(f"oneDNN has no {dtype} for this processor")
+    plain, packed = (module.to(dtype) for module in convolutions(**options))
     with torch.no_grad():
         for side in (8, 64):  # packed once, for images of any size
-            x = torch.randn(rows, 16, side, side)
-            torch.testing.assert_close(packed(x), plain(x), rtol=0, atol=2e-6)
+            x = torch.randn(rows, 16, side, side, dtype=dtype)
+            torch.testing.assert_close(packed(x), plain(x), rtol=0, atol=most)
     assert packed.packed is not None
+
+
+def test_weights_that_are_loaded_later_are_packed_anew() -> None:
+    plain, packed = convolutions(kernel_size=3)
+    x = torch.randn(8, 16, 8, 8)
+    with torch.no_grad():
+        packed(x)
+        doubled = {name: 2.0 * weight for name, weight in plain.state_dict().items()}
+        for module in (plain, packed):
+            module.load_state_dict(doubled)
+        torch.testing.assert_close(packed(x), plain(x), rtol=0, atol=4e-6)
+        torch.testing.assert_close(copy.deepcopy(packed)(x), plain(x), rtol=0, atol=4e-6)
+        twice = packed.double()(x.double())
+        torch.testing.assert_close(twice, plain.double()(x.double()), rtol=0, atol=1e-13)
+
+
+def test_bf16_works_where_onednn_does_not_have_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("model.inference.can_pack", lambda dtype: False)
+    lowered, plain = prepare(random_network(), dtype=torch.bfloat16), random_network()
+    asked = inputs(SMALL, 4, 8)
+    with torch.no_grad():
+        assert float((lowered(*asked) - plain(*asked)).abs().max()) < 0.1
+    assert all(m.packed is None for m in lowered.modules() if isinstance(m, PackedConv2d))
 
 
 def test_network_in_float64_convolves_in_float64() -> None:

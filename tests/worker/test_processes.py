@@ -26,6 +26,21 @@ processes.GRACE = float(sys.argv[1])
 raise SystemExit(processes.run(serve, 2, "127.0.0.1", None))
 """
 
+HALF_FORKED = """
+import errno, os, time
+from worker import processes
+
+fork, forks = os.fork, []
+
+def scarce():
+    forks.append(None)
+    if len(forks) == 2:
+        raise OSError(errno.EAGAIN, "no process is left")
+    return fork()
+
+os.fork = scarce
+processes.run(lambda metrics, cores: time.sleep(600), 3, "127.0.0.1", None)
+"""
 
 Worker = tuple[subprocess.Popen[str], list[psutil.Process]]
 
@@ -73,3 +88,17 @@ def test_a_process_that_does_not_end_in_time_is_killed(tmp_path: Path) -> None:
         children[0].kill()
         assert worker.wait(10) == 1
         assert not any(child.is_running() for child in children)
+
+
+@pytest.mark.timeout(60)
+def test_a_fork_that_fails_leaves_no_process_behind(tmp_path: Path) -> None:
+    ours = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "TMPDIR": str(tmp_path)}
+    command = [sys.executable, "-c", HALF_FORKED]
+    with subprocess.Popen(command, env=ours, stderr=subprocess.PIPE, text=True) as worker:
+        try:
+            _, said = worker.communicate(timeout=30)  # its child holds the pipe while it lives
+        finally:
+            worker.kill()
+    assert worker.returncode == 1
+    assert "no process is left" in said
+    assert list(tmp_path.iterdir()) == []

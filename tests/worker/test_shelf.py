@@ -16,6 +16,7 @@ from model.checkpoint import Checkpoint, CheckpointError, Description, replaced_
 from model.data import DataSpec
 from model.denoiser import Denoiser
 from model.process import VPLinear
+from model.unet import UNet, UNetConfig
 from tests.laws.mixture import mixture
 from training.publish import publish
 from worker.knee import ROUNDS, Curve, Curves
@@ -379,7 +380,7 @@ def test_a_model_larger_than_the_memory_is_loaded_alone_with_a_warning(
     for name in "ab":
         assert shelf.load(digest(shelf, name)).name == name
     assert loaded(shelf) == ["b"]
-    assert "more than all models may have" in caplog.text
+    assert "more than all models may take" in caplog.text
 
 
 def test_a_model_larger_than_the_memory_does_not_push_out_a_pinned_one(
@@ -410,6 +411,23 @@ def test_models_are_loaded_ahead_as_long_as_there_is_room(make: Callable[..., Sh
     shelf.preload()
     settled(shelf)
     assert loaded(shelf) == ["a", "b"]
+
+
+def test_a_u_net_takes_its_weights_twice_on_a_processor(
+    tmp_path: Path, measuring: Measuring
+) -> None:
+    config = UNetConfig(in_channels=1, channels=(16,), blocks=1, head_channels=16)
+    description = Description(
+        architecture=config, process=VPLinear(), data=DataSpec(shape=(1, 8, 8), levels=256)
+    )
+    for name in ("a", "b"):
+        weights = UNet(config).state_dict()
+        checkpoints.save(tmp_path / f"{name}.safetensors", description, weights)
+    size = sum(weight.numel() * weight.element_size() for weight in weights.values())
+    shelf = Shelf(tmp_path, CPU, budget=3 * size, curves=Curves(None, measuring))
+    shelf.preload()
+    settled(shelf)
+    assert loaded(shelf) == ["a"]
 
 
 def test_a_pin_that_was_never_set_cannot_be_taken_back(make: Callable[..., Shelf]) -> None:
