@@ -1,7 +1,6 @@
 """A worker of two processes, as a CPU's is: they share its jobs, and end together."""
 
 import os
-import re
 import signal
 import socket
 import subprocess
@@ -44,14 +43,18 @@ def test_both_compute_and_are_counted_as_one_worker(
 ) -> None:
     service, _, processes, port = children
     before = [sum(p.cpu_times()[:2]) for p in processes]
-    jobs = [service.submit("/generate", LONG | {"seed": seed}) for seed in range(6)]
-    for job in jobs:
-        assert len(service.succeeded(job)["result"]["images"]) == 16
+    spent, images = [0.0, 1.0], 0
+    # On a busy machine one may have claimed all before the other wakes: that is no fault.
+    while min(spent) < 0.1 * max(spent) and images < 5 * 96:
+        jobs = [service.submit("/generate", LONG | {"seed": seed}) for seed in range(6)]
+        for job in jobs:
+            assert len(service.succeeded(job)["result"]["images"]) == 16
+        images += 96
+        spent = [sum(p.cpu_times()[:2]) - was for p, was in zip(processes, before, strict=True)]
     text = httpx.get(f"http://127.0.0.1:{port}/metrics", trust_env=False).text
-    assert 'fokker_images_total{model="digits",operation="generate"} 96.0' in text
-    assert re.search(r'fokker_nfe_total{model="digits",operation="generate"} 28800.0', text)
-    spent = [sum(p.cpu_times()[:2]) - was for p, was in zip(processes, before, strict=True)]
-    assert min(spent) > 0.1 * max(spent)
+    assert f'fokker_images_total{{model="digits",operation="generate"}} {images}.0' in text
+    assert f'fokker_nfe_total{{model="digits",operation="generate"}} {300 * images}.0' in text
+    assert min(spent) >= 0.1 * max(spent)
 
 
 @pytest.mark.timeout(300)

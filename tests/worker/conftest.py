@@ -135,6 +135,7 @@ def stopped(
 ) -> Iterator[Stopped]:
     courier = Courier()
     courier.start()
+    shelf.cores.begin()  # as the engine's own thread does, whatever a test before has set
     yield Stopped(Engine(shelf, courier), courier, client, redis_url)
     courier.stop(5)
 
