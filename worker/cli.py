@@ -48,8 +48,8 @@ def worker(
 def _share_heaps() -> None:
     """Let threads share two heaps, where glibc would give each its own, eight a core at most.
 
-    What one thread frees another then uses, and the process does not grow with the number of its
-    jobs (docs/decisions.md).
+    What one thread frees another then uses, so that a worker takes less memory
+    (docs/decisions.md).
     """
     with contextlib.suppress(AttributeError):  # another C library
         ctypes.CDLL(None).mallopt(M_ARENA_MAX, 2)

@@ -137,6 +137,7 @@ def stopped(
     courier.start()
     shelf.cores.begin()  # as the engine's own thread does, whatever a test before has set
     yield Stopped(Engine(shelf, courier), courier, client, redis_url)
+    shelf.cores.end()
     courier.stop(5)
 
 
