@@ -2,10 +2,10 @@
 
 In float32 nothing here changes what a network computes: outputs move by some 1e-6 (of 36 million
 parameters by 4e-6), and a checkpoint's keys and shapes stay. It changes how: weights and
-activations lie channels-last; a processor's convolutions have their weights packed once; group norms that torch's
-kernel is slow at have one of their own; where bf16 is asked for, a processor computes the products
-in it and the rest in float32; and, where asked and a C++ compiler is there, batches of fixed sizes
-run compiled. Cores may share a batch by its rows.
+activations lie channels-last; a processor's convolutions have their weights packed once; group
+norms that torch's kernel is slow at have one of their own; where bf16 is asked for, a processor
+computes the products in it and the rest in float32; and, where asked and a C++ compiler is there,
+batches of fixed sizes run compiled. Cores may share a batch by its rows.
 `benchmarks/network.py` measures it against diffusers' `UNet2DModel`.
 """
 
