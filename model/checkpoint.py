@@ -121,7 +121,7 @@ class Checkpoint:
 
         precision, compile: of a second copy for rows that need neither gradients nor to be
         reproducible; see `model.inference.prepare`, which also says what it raises. On a CPU
-        such rows are shared among the cores, unless the copy is compiled.
+        such rows are shared among the cores.
         """
         device = torch.device(device)
         dtype = dtype_of(self.description.architecture)
@@ -130,8 +130,9 @@ class Checkpoint:
         if isinstance(self.network, UNet) and (precision != torch.float32 or compile):
             copy = build_network(self.description.architecture)
             copy.load_state_dict(self.network.state_dict())
-            fast = prepare(copy.eval(), device=device, dtype=precision, compile=compile)
-        if isinstance(self.network, UNet) and device.type == "cpu" and not compile:
+            shape = self.description.data.shape if compile else None
+            fast = prepare(copy.eval(), device=device, dtype=precision, compile_for=shape)
+        if isinstance(self.network, UNet) and device.type == "cpu":
             fast = SharedAmongCores(fast or network)
         return Denoiser(
             network=network,

@@ -13,18 +13,27 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+import sys
+import weakref
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
 from functools import cache
+from types import FunctionType
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from model.cores import side_by_side
+from model.cores import exactly, side_by_side
+from model.denoiser import Network
 from model.unet import Attention, UNet
 
 SIZES = (1, 4, 16, 64)
-"""Batch sizes that are compiled; a batch between two of them is padded to the larger."""
+"""Batch sizes that are compiled on a GPU; a batch between two is padded to the larger."""
+
+RANGES = (1, 2, 16)
+"""Rows from which on a network is compiled anew on a CPU: one row is a case of its own, and from 16
+on torch takes another kernel for the convolutions of one pixel."""
 
 VECTOR = 8
 """Channels a group below which torch's channels-last kernel does not fill its vectors."""
@@ -38,14 +47,15 @@ FEW = 1 << 14
 PIECE = 1 << 10
 """Values of a batch from which a core of its own is worth while."""
 
+Shape = tuple[int, ...]
+
 
 def prepare(
     network: nn.Module,
     *,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
-    compile: bool = False,  # noqa: A002
-    sizes: Sequence[int] = SIZES,
+    compile_for: Shape | None = None,
 ) -> nn.Module:
     """A U-Net made ready to serve, changed in place; any other network is returned untouched.
 
@@ -54,12 +64,11 @@ def prepare(
     1 … 1000, stays float32. Calls without gradients run fastest; with gradients the same weights
     run eagerly.
 
-    compile: fuse what stands between the convolutions, by `torch.compile` at these sizes only. The
-    first call at a size takes from 20 s. Rows are
-    then padded or split, so the answer to a row is the same to the bit within one size only.
+    compile_for: the (C, H, W) of the images for which it is compiled by `torch.compile`, here and
+    now: on a CPU for any number of rows, which takes about a minute, on a GPU for `SIZES`, to
+    which rows are padded. The answer to a row is the same to the bit within one size only.
 
-    Raises ValueError where compile is asked for and `can_compile` says no, or sizes are not
-    positive.
+    Raises ValueError where it is to be compiled and `can_compile` says no.
     """
     if not isinstance(network, UNet):
         return network
@@ -72,7 +81,7 @@ def prepare(
         _pack_convolutions(network)
     if dtype != torch.float32:
         (_lower_products if on_cpu else _lower)(network, dtype)
-    if not compile:
+    if compile_for is None:
         if on_cpu and torch.backends.cpu.get_cpu_capability() != "AVX512":
             # There, torch's kernel is slow, but a dozen calls in its place keep the interpreter
             # from the other cores' threads for longer than they save.
@@ -83,7 +92,8 @@ def prepare(
             "compiling a network needs a C++ compiler: install g++, name one in CXX, or do not ask "
             "for it"
         )
-    return FixedSizes(network, _compiled(network, torch.device(device)), sizes)
+    compiled = _compiled_for_cores if on_cpu else _compiled_for_gpu
+    return compiled(network, compile_for, torch.device(device))
 
 
 def can_compile() -> bool:
@@ -115,30 +125,46 @@ class ChannelsLastGroupNorm(nn.GroupNorm):
         return out.view(rows, height, width, channels).permute(0, 3, 1, 2)
 
 
-class FixedSizes(nn.Module):
-    """Runs a network at a few batch sizes only, and as it is where gradients are asked for.
+class Compiled(nn.Module):
+    """Runs a compiled network, on one core: torch would compile anew for more.
 
-    A batch is split into the largest size; what is left is padded, by its first row, to the
-    smallest size that holds it.
+    With gradients, and with several cores for many values, the network runs as it is.
     """
 
-    def __init__(
-        self,
-        network: nn.Module,
-        call: Callable[[Tensor, Tensor, Tensor], Tensor],
-        sizes: Sequence[int],
-    ) -> None:
+    def __init__(self, network: nn.Module, call: Network) -> None:
         super().__init__()
-        if not sizes or min(sizes) < 1:
-            raise ValueError(f"sizes must be positive and at least one, got {tuple(sizes)}")
         self.network = network
         self.call = call
-        self.sizes = tuple(sorted(set(sizes)))
 
     def forward(self, u: Tensor, log_snr: Tensor, label: Tensor) -> Tensor:
         """As the network's."""
         if torch.is_grad_enabled():
             return cast(Tensor, self.network(u, log_snr, label))
+        # One core is behind several where there is much to compute.
+        if torch.get_num_threads() != 1 and u.device.type == "cpu" and u.numel() > PIECE:
+            return cast(Tensor, self.network(u, log_snr, label))
+        # Strides are among what it was compiled for, also where they say nothing, as of one row.
+        asked = (x.clone(memory_format=torch.contiguous_format) for x in (u, log_snr, label))
+        with exactly(1):
+            return self.call(*asked)
+
+
+class FixedSizes(nn.Module):
+    """Calls a network at a few batch sizes only.
+
+    A batch is split into the largest size; what is left is padded, by its first row, to the
+    smallest size that holds it.
+    """
+
+    def __init__(self, network: Network, sizes: Sequence[int]) -> None:
+        super().__init__()
+        if not sizes or min(sizes) < 1:
+            raise ValueError(f"sizes must be positive and at least one, got {tuple(sizes)}")
+        self.network = network
+        self.sizes = tuple(sorted(set(sizes)))
+
+    def forward(self, u: Tensor, log_snr: Tensor, label: Tensor) -> Tensor:
+        """As the network's."""
         pieces = zip(
             *(torch.split(part, self.sizes[-1]) for part in (u, log_snr, label)), strict=True
         )
@@ -147,15 +173,25 @@ class FixedSizes(nn.Module):
     def _padded(self, piece: tuple[Tensor, ...]) -> Tensor:
         rows = len(piece[0])
         size = next(size for size in self.sizes if size >= rows)
-        return self.call(*(_pad(part, size) for part in piece))[:rows]
+        return self.network(*(_pad(part, size) for part in piece))[:rows]
+
+
+def rounded(rows: int) -> int:
+    """The next of the batch sizes that a CPU computes, eight an octave from eight on.
+
+    oneDNN makes kernels for every size, in 4 ms and 3.5 MB for the digits network.
+    """
+    step: int = 1 << max(0, (rows - 1).bit_length() - 4)
+    return -(-rows // step) * step
 
 
 class SharedAmongCores(nn.Module):
     """Gives each core of a CPU some of a batch's rows, where no gradients are asked for.
 
     Threads that share every operation meet hundreds of times a call, and each time all wait for the
-    one whose core had something else to do. With rows of their own they meet once. A row's answer
-    may differ in its last bits from that of the network itself.
+    one whose core had something else to do. With rows of their own they meet once. A core's rows
+    are padded, by its first, to a `rounded` number. A row's answer may differ in its last bits from
+    that of the network itself.
     """
 
     def __init__(self, network: nn.Module) -> None:
@@ -166,14 +202,18 @@ class SharedAmongCores(nn.Module):
         """As the network's."""
         cores = torch.get_num_threads()
         pieces = min(cores, len(u), u.numel() // PIECE)
-        if pieces < 2 or torch.is_grad_enabled():
+        if torch.is_grad_enabled():
             return cast(Tensor, self.network(u, log_snr, label))
+        if pieces < 2:
+            return self._piece((u, log_snr, label))
         parts = list(zip(*(part.tensor_split(pieces) for part in (u, log_snr, label)), strict=True))
         return torch.cat(side_by_side(self._piece, parts, threads=cores // pieces))
 
     def _piece(self, part: tuple[Tensor, ...]) -> Tensor:
+        rows = len(part[0])
         with torch.no_grad():  # of each thread
-            return cast(Tensor, self.network(*part))
+            out: Tensor = self.network(*(_pad(values, rounded(rows)) for values in part))
+        return out[:rows]
 
 
 def _pad(part: Tensor, size: int) -> Tensor:
@@ -182,13 +222,85 @@ def _pad(part: Tensor, size: int) -> Tensor:
     return torch.cat((part, part[:1].expand(size - len(part), *part.shape[1:])))
 
 
-def _compiled(network: UNet, device: torch.device) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-    if device.type == "cuda":
-        # Without CUDA graphs: torch keeps theirs to the thread that compiled, and here one thread
-        # loads a network and another runs it.
-        return torch.compile(network, dynamic=False)
-    # Freezing makes the weights constants, which oneDNN then packs once.
-    return torch.compile(network, dynamic=False, options={"freezing": True})
+def _compiled_for_cores(network: UNet, shape: Shape, device: torch.device) -> Compiled:
+    """For any rows of one core; `SharedAmongCores` uses several."""
+    from torch._dynamo import config as tracing
+    from torch._inductor import config as generating
+
+    calls = [_compile(network) for _ in RANGES]
+    # Frozen weights are constants, which oneDNN packs once (as an option of `torch.compile` it
+    # comes too late); while code runs that is C++ throughout, other threads have the interpreter.
+    # What other networks' shapes were does not matter here.
+    with (
+        generating.patch(freezing=True, cpp_wrapper=True),
+        tracing.patch(automatic_dynamic_shapes=False),
+        torch.no_grad(),
+        exactly(1),
+    ):
+        for rows, call in zip(RANGES, calls, strict=True):
+            asked = _blank(rows, shape, device)
+            if rows > 1:
+                for part in asked:
+                    torch._dynamo.mark_dynamic(part, 0)
+            call(*asked)
+    _forget_modules()
+
+    def call_for(u: Tensor, log_snr: Tensor, label: Tensor) -> Tensor:
+        return calls[bisect_right(RANGES, len(u)) - 1](u, log_snr, label)
+
+    return Compiled(network, call_for)
+
+
+def _compiled_for_gpu(network: UNet, shape: Shape, device: torch.device) -> Compiled:
+    # Without CUDA graphs: torch keeps theirs to the thread that compiled, and here one thread
+    # loads a network and another runs it.
+    call = _compile(network, dynamic=False)
+    sizes: list[int] = []
+    with torch.no_grad(), exactly(1):
+        for rows in SIZES:
+            try:
+                call(*_blank(rows, shape, device))
+            except torch.OutOfMemoryError:
+                if not sizes:
+                    raise
+                break
+            sizes.append(rows)
+    return Compiled(network, FixedSizes(call, sizes))
+
+
+def _compile(network: UNet, dynamic: bool | None = None) -> Network:
+    """In code and among names of its own, for torch keeps with these what it compiled.
+
+    It keeps a few versions at most, in a list that several threads must not go through at once,
+    and for ever unless told.
+    """
+    from torch._C._dynamo.eval_frame import reset_code
+
+    def call(u: Tensor, log_snr: Tensor, label: Tensor) -> Tensor:
+        return cast(Tensor, network(u, log_snr, label))
+
+    own = FunctionType(call.__code__.replace(), dict(call.__globals__), closure=call.__closure__)
+    weakref.finalize(own, reset_code, own.__code__)
+    compiled: Network = torch.compile(own, dynamic=dynamic)
+    return compiled
+
+
+def _forget_modules() -> None:
+    """Modules of compiled code go with their networks: torch keeps them, with frozen weights."""
+    from torch._inductor.codecache import PyCodeCache
+
+    for module in PyCodeCache.modules:
+        sys.modules.pop(module.__name__, None)
+    PyCodeCache.cache_clear()
+
+
+def _blank(rows: int, shape: Shape, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Something to ask a network."""
+    return (
+        torch.zeros(rows, *shape, device=device),
+        torch.zeros(rows, device=device),
+        torch.zeros(rows, dtype=torch.int64, device=device),
+    )
 
 
 class PackedConv2d(nn.Conv2d):

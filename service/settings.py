@@ -144,14 +144,15 @@ class Settings(BaseSettings):
     )
     compile: bool = Field(
         default=False,
-        description="Compile the networks for the same rows; needs a C++ compiler, and takes a "
-        "minute and more a model when it is loaded.",
+        description="Compile the networks for the same rows; needs a C++ compiler, takes a minute "
+        "and more a model when it is loaded, and on a CPU seven times its weights' memory.",
     )
     model_memory: int | None = Field(
         default=None,
         ge=1,
         description="Bytes of weights that a worker keeps loaded, which its processes divide; half "
-        "of its device's memory if unset. On a CPU a U-Net's weights count twice.",
+        "of its device's memory if unset. On a CPU a U-Net's weights count twice, compiled ones "
+        "seven times.",
     )
     cache: Path | None = Field(
         default=None,

@@ -38,7 +38,10 @@ PART = 16
 """Rows of a job that advance together, at most."""
 
 ROOM = 4
-"""Full batches of rows that are claimed ahead, of each priority; the rest waits in Redis."""
+"""Full batches of rows that are claimed ahead, of each priority; the rest waits in Redis.
+
+One alone while another process of the worker has nothing to do, so that it gets some of a burst.
+"""
 
 
 class Engine:
@@ -111,7 +114,8 @@ class Engine:
         for claim in claims:
             taken[claim.job.priority] += claim.job.rows
         batch = max((served.curve.knee for served in list(self._served.values())), default=64)
-        return {priority: ROOM * batch - taken[priority] for priority in PRIORITIES}
+        batches = 1 if self._shelf.cores.another_idles else ROOM
+        return {priority: batches * batch - taken[priority] for priority in PRIORITIES}
 
     def wait_for_room(self, timeout: float | None = None) -> bool:
         """Block until a job may be claimed; False if none may: stopping, or timed out."""

@@ -27,6 +27,7 @@ import torch
 
 from model.checkpoint import Checkpoint, library_version
 from model.denoiser import Denoiser
+from model.inference import Compiled, SharedAmongCores, rounded
 from model.noise import Stream, normal, rademacher
 from model.query import Condition, Query
 from worker.runner import is_out_of_memory
@@ -46,8 +47,14 @@ LIMIT = 4.0
 _MOST_WAITED = 0.1
 """Part of the measuring time that threads may wait for a core before a curve is not kept."""
 
+WARM = 1.0
+"""Seconds of calls after which a network counts as warm."""
+
 PROBES = 8
 """Products a row of the likelihood call that is measured."""
+
+_REVISION = 2
+"""Of how a network is called: another one where that makes calls cost something else."""
 
 _SAMPLE_ROWS = 256
 _SAMPLE_CALLS = 16
@@ -202,6 +209,21 @@ def measure_checkpoint(checkpoint: Checkpoint, denoiser: Denoiser, rounds: int =
     return measure(plain, bucket, rounds)
 
 
+def warm_up(checkpoint: Checkpoint, denoiser: Denoiser, curve: Curve) -> None:
+    """Call a network on a CPU once with each number of rows that this thread computes, to the knee.
+
+    So kernels are made now and not within requests, and what memory they take is known soon. With a
+    large network it ends when it has taken `WARM` seconds.
+    """
+    if not isinstance(denoiser.fast, SharedAmongCores):
+        return
+    spent = 0.0
+    for rows in sorted({rounded(rows) for rows in range(1, curve.knee + 1)}):
+        spent += _seconds(denoiser, _query(checkpoint.description.data.shape, rows))
+        if spent > WARM:
+            return
+
+
 def _waited() -> float:
     """Seconds that the threads of this process were ready to run and had no core to run on.
 
@@ -244,7 +266,7 @@ def circumstances(checkpoint: Checkpoint, denoiser: Denoiser) -> dict[str, str |
         "fast": _fast(denoiser),
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
-        "fokker": library_version(),
+        "fokker": f"{library_version()}, {_REVISION}",
     }
 
 
@@ -253,7 +275,8 @@ def _fast(denoiser: Denoiser) -> str:
     if denoiser.fast is None:
         return "itself"
     dtypes = sorted({str(weight.dtype) for weight in denoiser.fast.parameters()})
-    return f"{type(denoiser.fast).__name__} {dtypes}"
+    compiled = any(isinstance(module, Compiled) for module in denoiser.fast.modules())
+    return f"{type(denoiser.fast).__name__} {dtypes}{' compiled' * compiled}"
 
 
 def _device_name(device: torch.device) -> str:

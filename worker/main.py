@@ -33,7 +33,7 @@ from worker.engine import Engine
 from worker.knee import Curves, default_cache
 from worker.metrics import Metrics, exported
 from worker.shelf import SHIPPED, Shelf, default_budget
-from worker.threads import CORES, SharedCores, use_one_core
+from worker.threads import CORES, SharedCores, share_interpreter, use_one_core
 
 log = logging.getLogger(__name__)
 
@@ -42,12 +42,6 @@ _GRACE = 10.0
 
 _PROCESSES = 4
 """Processes of a worker on a CPU, at most, unless it is told otherwise: each takes memory."""
-
-_SWITCH = 1e-4
-"""Seconds that another thread may keep the interpreter while the engine waits for it.
-
-Between any two of its hundreds of tensor operations a tick; Python's own 5 ms cost a third of it.
-"""
 
 _LOOK = 0.25
 """Seconds after which the claimer looks for jobs again, hint or no hint."""
@@ -227,7 +221,7 @@ def _serve(settings: Settings, metrics: Metrics, cores: SharedCores) -> int:
     """The same in one process, which may be one of several."""
     signals.setup_logging.connect(_leave_logging, weak=False)
     use_one_core()
-    sys.setswitchinterval(_SWITCH)
+    share_interpreter()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     shelf = Shelf(
         settings.models or SHIPPED,

@@ -26,9 +26,10 @@ import torch
 import model
 from model.checkpoint import REPLACED, Checkpoint, CheckpointError, load, replaced_path
 from model.denoiser import Denoiser
+from model.inference import RANGES
 from model.unet import UNetConfig
 from worker.header import Header, read_header
-from worker.knee import Curve, Curves
+from worker.knee import Curve, Curves, warm_up
 from worker.metrics import Metrics
 from worker.threads import SharedCores, use_cores
 
@@ -287,14 +288,14 @@ class Shelf:
     def _size(self, header: Header) -> int:
         """Bytes of a model's weights, with those of the copy that answers the fast rows.
 
-        On a CPU nearly all of a U-Net's stand there twice: convolutions pack theirs.
+        On a CPU nearly all of a U-Net's stand there twice: convolutions pack theirs, and compiled
+        code does once more for each range of rows.
         """
         copied = self._compile or self._precision != torch.float32
-        size = header.size + (header.size * self._precision.itemsize // 4 if copied else 0)
-        packed = self.device.type == "cpu" and isinstance(
-            header.description.architecture, UNetConfig
-        )
-        return 2 * size if packed else size
+        copy = header.size * self._precision.itemsize // 4 if copied else 0
+        if self.device.type != "cpu" or not isinstance(header.description.architecture, UNetConfig):
+            return header.size + copy
+        return 2 * header.size + copy * (2 + len(RANGES) * self._compile)
 
     def _held(self) -> int:
         """Bytes of all loaded weights."""
@@ -378,6 +379,7 @@ class Shelf:
         )
         loaded = time.monotonic()
         curve = self._curves.of(checkpoint, denoiser, lambda: self._idle_but_for(header.digest))
+        warm_up(checkpoint, denoiser, curve)
         self._metrics.knee_rows[header.name].set(curve.knee)
         log.info(
             "loaded %s in %.2f s, knee in %.2f s: %s",

@@ -1,5 +1,6 @@
-"""How many cores a thread's tensor operations may use: the engine its part of them, others one.
+"""How a process's threads share the cores and the interpreter.
 
+Of the cores the engine's thread has its process's part for tensor operations, every other one.
 OpenMP keeps a team of threads for every thread that ever ran an operation in parallel. Once there
 are more of them than cores, waiting threads of all teams stop spinning and sleep, and a network
 call takes two to three times as long (docs/decisions.md). So whoever touches tensors in a thread of
@@ -9,11 +10,19 @@ its own says first which it is.
 from __future__ import annotations
 
 import ctypes
+import sys
 
 import torch
 
 CORES = torch.get_num_threads()
 """What OMP_NUM_THREADS says, else the machine's cores: read before anyone changed it."""
+
+
+_SWITCH = 1e-4
+"""Seconds that another thread may keep the interpreter while the engine waits for it.
+
+Between any two of its hundreds of tensor operations a tick; Python's own 5 ms cost a third of it.
+"""
 
 
 class SharedCores:
@@ -43,6 +52,11 @@ class SharedCores:
         self._busy[self._place] = 0
 
     @property
+    def another_idles(self) -> bool:
+        """Whether another process has nothing to compute."""
+        return sum(self._busy) - self._busy[self._place] < self.processes - 1
+
+    @property
     def shares(self) -> float:
         """How many times its share this thread may use."""
         return torch.get_num_threads() / self.share
@@ -58,3 +72,8 @@ def use_cores(cores: int) -> None:
     # A thread takes over what any thread set last when it first asks, so it asks before it sets.
     torch.get_num_threads()
     torch.set_num_threads(cores)
+
+
+def share_interpreter() -> None:
+    """For a process with an engine: no thread keeps the interpreter from it for long."""
+    sys.setswitchinterval(_SWITCH)

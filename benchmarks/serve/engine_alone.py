@@ -80,8 +80,9 @@ class Clients:
         from worker.courier import Courier
         from worker.engine import Engine
         from worker.shelf import SHIPPED, Shelf
-        from worker.threads import use_one_core
+        from worker.threads import share_interpreter, use_one_core
 
+        share_interpreter()
         use_one_core()
         self.count, self.steps, self.window = count, steps, window_of(seconds)
         self.records: list[Record] = []

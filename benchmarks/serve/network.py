@@ -58,7 +58,9 @@ def forward(rows: int) -> Callable[[], object]:
 
     import model
     from model.checkpoint import load
+    from worker.threads import share_interpreter
 
+    share_interpreter()
     checkpoint = load(Path(model.__file__).parent / "zoo" / "digits.safetensors")
     denoiser = checkpoint.denoiser()
     network = denoiser.fast or denoiser.network

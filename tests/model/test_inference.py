@@ -1,23 +1,29 @@
 import copy
+import gc
+import weakref
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._dynamo.utils import counters
 
 import model
 from benchmarks.network import adopt, ask_peer, flops, inputs, peer
 from model import checkpoint
 from model.analytic import GaussianMixture, GaussianMixtureConfig
-from model.cores import exactly
+from model.cores import exactly, side_by_side
 from model.inference import (
+    RANGES,
     ChannelsLastGroupNorm,
+    Compiled,
     FixedSizes,
     PackedConv2d,
     SharedAmongCores,
     can_compile,
     can_pack,
     prepare,
+    rounded,
 )
 from model.unet import UNet, UNetConfig
 
@@ -173,7 +179,7 @@ def test_own_norm_is_group_norm(mean: float) -> None:
 
 def test_other_networks_are_returned_untouched() -> None:
     network = GaussianMixture(GaussianMixtureConfig(components=2, shape=(1, 2, 2), variance=0.1))
-    assert prepare(network, dtype=torch.bfloat16, compile=True) is network
+    assert prepare(network, dtype=torch.bfloat16, compile_for=(1, 2, 2)) is network
 
 
 def test_bf16_takes_and_gives_float32_and_comes_close() -> None:
@@ -207,7 +213,14 @@ def test_bf16_moves_the_noise_of_an_almost_clean_image_by_a_five_hundredth_at_mo
     assert error < 0.002 * float(plain(*asked).square().mean().sqrt())
 
 
-@pytest.mark.parametrize("rows", [1, 11, 64])
+def test_a_core_computes_few_different_numbers_of_rows_and_few_in_vain() -> None:
+    found = [rounded(rows) for rows in range(1, 257)]
+    assert found[:16] == list(range(1, 17))
+    assert all(rows <= size < 1.125 * rows for rows, size in enumerate(found, start=1))
+    assert len(set(found)) == 16 + 4 * 8
+
+
+@pytest.mark.parametrize("rows", [1, 11, 35, 64])
 def test_cores_that_share_the_rows_give_the_network_s_answer_in_order(rows: int) -> None:
     network = random_network()
     asked = inputs(SMALL, rows, 8)
@@ -218,15 +231,14 @@ def test_cores_that_share_the_rows_give_the_network_s_answer_in_order(rows: int)
 def test_cores_share_no_batch_that_is_too_small_for_them_nor_one_with_gradients() -> None:
     recorder = Recorder()
     shared = SharedAmongCores(recorder)
-    small, large = inputs(SMALL, 2, 8), inputs(SMALL, 65, 8)
+    small, large = inputs(SMALL, 2, 8), inputs(SMALL, 63, 8)
     with exactly(2):
         with torch.no_grad():
             shared(*small)
             shared(*large)
         shared(*large)
     assert recorder.sizes[0] == 2
-    assert sorted(recorder.sizes[1:3]) == [32, 33]
-    assert recorder.sizes[3] == 65
+    assert recorder.sizes[1:] == [32, 32, 63]  # 31 are padded
 
 
 def test_what_fails_on_one_core_is_raised_when_the_others_are_done() -> None:
@@ -264,7 +276,7 @@ def test_batches_are_split_and_padded_to_the_sizes_that_are_compiled(
     rows: int, expected: list[int]
 ) -> None:
     recorder = Recorder()
-    fixed = FixedSizes(recorder, recorder, (8, 1, 4))
+    fixed = FixedSizes(recorder, (8, 1, 4))
     asked = inputs(SMALL, rows, 8)
     with torch.no_grad():
         found = fixed(*asked)
@@ -275,26 +287,75 @@ def test_batches_are_split_and_padded_to_the_sizes_that_are_compiled(
 @pytest.mark.parametrize("sizes", [(), (0, 4)])
 def test_impossible_sizes_are_refused(sizes: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="sizes must be positive"):
-        FixedSizes(nn.Identity(), lambda u, log_snr, label: u, sizes)
+        FixedSizes(lambda u, log_snr, label: u, sizes)
 
 
 def test_compiling_without_a_compiler_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
     monkeypatch.delenv("CXX", raising=False)
     with pytest.raises(ValueError, match=r"install g\+\+"):
-        prepare(random_network(), compile=True)
+        prepare(random_network(), compile_for=(3, 8, 8))
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.skipif(not can_compile(), reason="needs a C++ compiler")
-def test_compiled_network_gives_the_plain_one_s_output() -> None:
-    plain = shipped()
-    asked = inputs(plain.config, 3, 8)
-    compiled = prepare(shipped(), compile=True, sizes=(4,))
-    with torch.no_grad():
-        assert_same_up_to_rounding(compiled(*asked), plain(*asked))
+def test_compiled_networks_give_the_plain_ones_outputs_and_are_compiled_once() -> None:
+    """Of two shapes, for any rows and strides, in several threads at once; with frozen weights."""
+    counters.clear()
+    tiny = UNetConfig(in_channels=1, channels=(16,), classes=2, head_channels=16)
+    pairs = []
+    for config, side in ((tiny, 4), (SMALL, 8)):
+        torch.manual_seed(0)
+        plain = UNet(config).eval().requires_grad_(False)
+        shape = (config.in_channels, side, side)
+        pairs.append((config, side, plain, prepare(copy.deepcopy(plain), compile_for=shape)))
+    packed = counters["inductor"]["mkldnn_conv_weight_pack_matcher_count"]
+    convolutions = [m for _, _, plain, _ in pairs for m in plain.modules() if type(m) is nn.Conv2d]
+    assert packed >= len(convolutions) * (len(RANGES) - 1), "weights were not frozen"
+    graphs = counters["stats"]["unique_graphs"]
+    assert graphs == 2 * len(RANGES)
+
+    def ask(pair: tuple[UNetConfig, int, UNet, nn.Module]) -> None:
+        config, side, plain, compiled = pair
+        for rows in (1, 2, 3, 15, 16, 17, 40):
+            u, log_snr, label = inputs(config, rows, side)
+            column = log_snr[:, None].expand(rows, 17).contiguous()[:, 3]  # as of a Plan's script
+            with torch.no_grad():
+                expected = plain(u, log_snr, label)
+                for given in (u, u.to(memory_format=torch.channels_last)):
+                    assert_same_up_to_rounding(compiled(given, column, label), expected)
+
+    with exactly(4):
+        side_by_side(ask, 2 * pairs)
+    with exactly(1):
+        for pair in pairs:
+            ask(pair)
+    assert counters["stats"]["unique_graphs"] == graphs, "compiled again"
+    weights = [weakref.ref(pair[-1].network.embed[0].weight) for pair in pairs]
+    del pairs, pair
+    gc.collect()
+    assert [weight() for weight in weights] == [None, None], "what is unloaded is kept"
+
+
+@pytest.mark.parametrize(
+    ("gradients", "threads", "rows", "runs"),
+    [
+        (False, 1, 64, "compiled"),
+        (True, 1, 64, "as it is"),
+        (False, 2, 64, "as it is"),
+        (False, 2, 3, "compiled"),
+    ],
+)
+def test_compiled_code_runs_without_gradients_on_one_core_or_for_few_values(
+    gradients: bool, threads: int, rows: int, runs: str
+) -> None:
+    called = {"compiled": Recorder(), "as it is": Recorder()}
+    network = Compiled(called["as it is"], called["compiled"])
+    with torch.set_grad_enabled(gradients), exactly(threads):
+        network(*inputs(SMALL, rows, 8))
+    assert [name for name, recorder in called.items() if recorder.sizes] == [runs]
 
 
 @pytest.mark.parametrize("attention", [(), (1,)])

@@ -581,6 +581,19 @@ def test_while_it_has_rows_it_takes_the_cores_that_the_other_process_leaves(
     assert seen == [(1, 2)] * 6 + [(1, 1)] * 6
 
 
+def test_one_batch_alone_is_claimed_ahead_while_the_other_process_has_nothing_to_do(
+    models: Path, two_cores: bytearray, stopped: Stopped
+) -> None:
+    shelf = Shelf(models, torch.device("cpu"), cores=SharedCores(two_cores, 0))
+    engine = Engine(shelf, stopped.courier)
+    found = {}
+    for busy in ((0, 0), (1, 0), (0, 1), (1, 1)):
+        two_cores[:] = bytes(busy)
+        found[busy] = set(engine.rooms().values())
+    one, many = {64}, {ROOM * 64}
+    assert found == {(0, 0): one, (1, 0): one, (0, 1): many, (1, 1): many}
+
+
 @pytest.mark.usefixtures("two_cores")
 def test_a_call_holds_more_rows_and_a_row_costs_less_on_more_cores(
     stopped: Stopped, served: ServedModel, claimed: Claimed

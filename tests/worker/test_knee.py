@@ -2,6 +2,7 @@ import dataclasses
 import hashlib
 import itertools
 import json
+import math
 import os
 import threading
 import time
@@ -12,6 +13,7 @@ import pytest
 import torch
 
 from model.checkpoint import Checkpoint, load
+from model.cores import exactly
 from model.denoiser import Denoiser
 from worker import knee
 from worker.knee import LIMIT, SIZES, WITHIN, Curve, Curves, measure
@@ -354,3 +356,29 @@ def test_what_was_measured_on_a_crowded_machine_is_not_kept(
         for thread in running:
             thread.join()
     assert not (tmp_path / "curves").exists()
+
+
+def test_a_network_is_warm_for_all_rows_up_to_the_knee(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(knee, "WARM", math.inf)
+    checkpoint = load(SHIPPED / "digits.safetensors")
+    denoiser = checkpoint.denoiser()
+    seen: list[int] = []
+    checkpoint.network.register_forward_pre_hook(lambda _, asked: seen.append(len(asked[0])))
+    with exactly(1), torch.no_grad():
+        knee.warm_up(checkpoint, denoiser, Curve((1, 20), (1.0, 2.0)))
+        warm = list(seen)
+        for rows in range(1, 21):
+            denoiser(knee._query((1, 8, 8), rows))
+    assert warm == [*range(1, 17), 18, 20]
+    assert set(seen) == set(warm)
+
+
+def test_warming_a_slow_network_ends_before_the_knee(monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint = load(SHIPPED / "digits.safetensors")
+    denoiser = checkpoint.denoiser()
+    seen: list[int] = []
+    checkpoint.network.register_forward_pre_hook(lambda _, asked: seen.append(len(asked[0])))
+    monkeypatch.setattr(knee, "WARM", 0.0)
+    with exactly(1):
+        knee.warm_up(checkpoint, denoiser, Curve((1, 20), (1.0, 2.0)))
+    assert seen == [1]
