@@ -35,7 +35,8 @@ def test_log_density_and_score_are_the_network_s(t: float):
     log_snr = PROCESS.log_snr(torch.full((5,), t, dtype=torch.float64))
     for label in (None, 1):
         labels = torch.full((5,), -1 if label is None else label)
-        eps = NETWORK(tensor / PROCESS.scale(torch.tensor(t)), log_snr, labels)
+        scale = PROCESS.scale(torch.tensor(t, dtype=torch.float64))
+        eps = NETWORK(tensor / scale, log_snr, labels)
         score = -(eps / angle(log_snr)[1][:, None, None, None]).reshape(5, -1)
         np.testing.assert_allclose(mixture.score(x, t, label), score, rtol=1e-9, atol=1e-9)
     assert mixture.variance_at(t) == pytest.approx(
