@@ -15,6 +15,7 @@ from model import checkpoint as checkpoints
 from model.checkpoint import Checkpoint, CheckpointError, Description, replaced_path
 from model.data import DataSpec
 from model.denoiser import Denoiser
+from model.inference import RANGES
 from model.process import VPLinear
 from model.unet import UNet, UNetConfig
 from tests.laws.mixture import mixture
@@ -428,6 +429,9 @@ def test_a_u_net_takes_its_weights_twice_on_a_processor(
     shelf.preload()
     settled(shelf)
     assert loaded(shelf) == ["a"]
+    compiled = Shelf(tmp_path, CPU, compile=True)
+    for header in compiled._offered.values():  # as it is and the copy, each packed, and compiled
+        assert compiled._size(header) == shelf._size(header) // 2 * (2 + 2 + len(RANGES))
 
 
 def test_a_pin_that_was_never_set_cannot_be_taken_back(make: Callable[..., Shelf]) -> None:
