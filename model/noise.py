@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from enum import IntEnum
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -36,31 +37,39 @@ class Stream(IntEnum):
     ORDER = 10
 
 
-def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[Tensor, Tensor]) -> Tensor:
-    """Four 32-bit words for each counter: int64 tensors in, ``(4, …)`` int64 out (broadcast)."""
-    c0, c1, c2, c3 = counter
-    k0, k1 = key
-    for _ in range(_ROUNDS):
+@cache
+def _constants(device: torch.device) -> tuple[Tensor, Tensor]:
+    """Multipliers ``(2,)`` and what a round adds to the key ``(rounds, 2)``, kept on a device."""
+    weyl = torch.tensor(_WEYL, device=device)
+    rounds = torch.arange(_ROUNDS, device=device)
+    return torch.tensor(_MULTIPLIERS, device=device), rounds[:, None] * weyl
+
+
+def philox(counter: Tensor, key: Tensor) -> Tensor:
+    """Four 32-bit words for each counter: ``(4, …)`` int64 in and out, of a key ``(2, …)``.
+
+    The key broadcasts along the counter, of which it has the dimensions.
+    """
+    multipliers, weyl = (
+        values.reshape(*values.shape, *[1] * (key.ndim - 1)) for values in _constants(key.device)
+    )
+    even, odd = counter[0::2], counter[1::2]
+    for round_key in (key + weyl).bitwise_and_(_MASK):
         # The product of two 32-bit words wraps in int64; its bits are the right ones all the same.
-        first, second = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
-        c0, c1, c2, c3 = (
-            ((second >> 32) & _MASK) ^ c1 ^ k0,
-            second & _MASK,
-            ((first >> 32) & _MASK) ^ c3 ^ k1,
-            first & _MASK,
-        )
-        k0, k1 = (k0 + _WEYL[0]) & _MASK, (k1 + _WEYL[1]) & _MASK
-    return torch.stack((c0, c1, c2, c3))  # mixed by now, so of one shape
+        product = (even * multipliers).flip(0)
+        even = (product >> 32).bitwise_xor_(odd).bitwise_xor_(round_key).bitwise_and_(_MASK)
+        odd = product  # of which the lower half counts
+    return torch.stack((even, odd), dim=1).flatten(0, 1).bitwise_and_(_MASK)
 
 
 def _words(seeds: Tensor, stream: Stream, call: int | Tensor, elements: int) -> Tensor:
     """(rows, 4·ceil(elements/4)) words; seeds (rows,) int64, call an integer or (rows,) int64."""
     blocks = torch.arange(-(-elements // 4), dtype=torch.int64, device=seeds.device)
-    seeds = seeds[:, None]
     calls = torch.as_tensor(call, dtype=torch.int64, device=seeds.device).reshape(-1, 1)
-    streams = torch.full_like(blocks, int(stream))
-    counter = (blocks[None, :], calls & _MASK, streams[None, :], torch.zeros_like(calls))
-    words = philox(counter, (seeds & _MASK, (seeds >> 32) & _MASK))
+    counter = blocks.new_zeros(4, len(seeds), len(blocks))
+    counter[0], counter[1], counter[2] = blocks, calls & _MASK, int(stream)
+    key = torch.stack((seeds, seeds >> 32)).bitwise_and_(_MASK)
+    words = philox(counter, key.unsqueeze(-1))
     return words.permute(1, 2, 0).reshape(len(seeds), -1)
 
 
@@ -74,10 +83,10 @@ def uniform(seeds: Tensor, stream: Stream, call: int | Tensor, shape: tuple[int,
 def normal(seeds: Tensor, stream: Stream, call: int | Tensor, shape: tuple[int, ...]) -> Tensor:
     """Standard normal float64 values, ``(rows, *shape)``; seeds ``(rows,)`` int64."""
     elements = math.prod(shape)
-    unit = (_words(seeds, stream, call, elements).double() + 0.5) * 2.0**-32
-    radius = (-2.0 * unit[:, 0::2].log()).sqrt()
-    turn = 2.0 * math.pi * unit[:, 1::2]
-    pairs = torch.stack((radius * turn.cos(), radius * turn.sin()), dim=-1)
+    unit = _words(seeds, stream, call, elements).double().add_(0.5).mul_(2.0**-32)
+    radius = unit[:, 0::2].log().mul_(-2.0).sqrt_()
+    turn = unit[:, 1::2] * (2.0 * math.pi)
+    pairs = torch.stack((turn.cos().mul_(radius), turn.sin().mul_(radius)), dim=-1)
     return pairs.reshape(len(seeds), -1)[:, :elements].reshape(-1, *shape)
 
 
