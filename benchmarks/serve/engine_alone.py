@@ -17,26 +17,34 @@ from typing import Any, cast
 
 from benchmarks.serve.load import START_UP, collect
 from benchmarks.serve.options import window_of
-from benchmarks.serve.processes import ROOT, bound, environment, python
+from benchmarks.serve.processes import ROOT, bound, python, sharing_cores
 from benchmarks.serve.summary import Record
 from service.jobs.job import Job
 from service.jobs.lease import Claim
 from service.jobs.parameters import GenerateParameters
 
 
-def drive(clients: int, steps: int, seconds: float) -> list[Record]:
-    """The records of jobs in a process of their own. Raises BenchError."""
-    arguments = ["--clients", str(clients), "--steps", str(steps), "--seconds", str(seconds)]
-    process = subprocess.Popen(
-        python("benchmarks.serve.engine_alone", *arguments),
-        stdout=subprocess.PIPE,
-        text=True,
-        cwd=ROOT,
-        env=environment(),
-        start_new_session=True,
-        preexec_fn=bound(),
-    )
-    return collect(process, window_of(seconds).end + 2 * START_UP)
+def drive(clients: int, steps: int, seconds: float, processes: int = 1) -> list[Record]:
+    """The records of jobs in processes of their own, which share clients and cores.
+
+    Raises BenchError.
+    """
+    own = clients // processes
+    arguments = ["--clients", str(own), "--steps", str(steps), "--seconds", str(seconds)]
+    started = [
+        subprocess.Popen(
+            python("benchmarks.serve.engine_alone", *arguments),
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=ROOT,
+            env=variables,
+            start_new_session=True,
+            preexec_fn=bound(),
+        )
+        for variables in sharing_cores(processes)
+    ]
+    limit = window_of(seconds).end + 2 * START_UP
+    return [record for process in started for record in collect(process, limit)]
 
 
 class LocalClaim:

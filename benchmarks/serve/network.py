@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from benchmarks.serve.errors import BenchError
-from benchmarks.serve.processes import ROOT, bound, environment, python, say
+from benchmarks.serve.processes import ROOT, bound, python, say, sharing_cores
 
 SLICE = 0.5  # seconds
 TRIALS = 3  # calls before a size is timed
@@ -24,32 +24,47 @@ PROCESS_LIMIT = 300.0
 TIMED = 5.0  # seconds of calls that say what the network allows
 
 
-def rows_a_second(*rows: int, seconds: float) -> dict[int, float]:
-    """Rows/s of the shipped network by batch size, `seconds` each, in its own process.
+def rows_a_second(*rows: int, seconds: float, processes: int = 1) -> dict[int, float]:
+    """Rows/s of the shipped network by batch size, `seconds` each, where nothing else runs.
 
-    Raises BenchError.
+    Of several processes at once, which share the cores, it is the sum. Raises BenchError.
     """
     arguments = ["--rows", *map(str, rows), "--seconds", str(seconds)]
-    done = subprocess.run(
-        python("benchmarks.serve.network", *arguments),
-        stdout=subprocess.PIPE,
-        cwd=ROOT,
-        env=environment(),
-        start_new_session=True,
-        preexec_fn=bound(),
-        timeout=PROCESS_LIMIT + seconds * len(rows),
-        check=False,
-    )
-    if done.returncode != 0:
-        raise BenchError(f"the forward alone ended with {done.returncode}; its error is above")
-    curve = {int(size): float(value) for size, value in json.loads(done.stdout).items()}
+    started = [
+        subprocess.Popen(
+            python("benchmarks.serve.network", *arguments),
+            stdout=subprocess.PIPE,
+            cwd=ROOT,
+            env=variables,
+            start_new_session=True,
+            preexec_fn=bound(),
+        )
+        for variables in sharing_cores(processes)
+    ]
+    curves = [_curve(process, PROCESS_LIMIT + seconds * len(rows)) for process in started]
+    curve = {size: sum(curve[size] for curve in curves) for size in rows}
     say("    forward alone: " + ", ".join(f"{n} rows {v:.0f}/s" for n, v in curve.items()))
     return curve
 
 
-def images_a_second(rows: int, steps: int) -> float:
-    """Images/s of `steps` calls each that the network allows in batches of `rows`."""
-    return rows_a_second(rows, seconds=TIMED)[rows] / steps
+def _curve(process: subprocess.Popen[bytes], limit: float) -> dict[int, float]:
+    try:
+        out, _ = process.communicate(timeout=limit)
+    finally:
+        process.kill()
+        process.wait()
+    if process.returncode != 0:
+        raise BenchError(f"the forward alone ended with {process.returncode}; its error is above")
+    return {int(size): float(value) for size, value in json.loads(out).items()}
+
+
+def images_a_second(rows: int, steps: int, processes: int = 1) -> float:
+    """Images/s of `steps` calls each that the network allows in batches of `rows`.
+
+    Of several processes each has its part of the rows.
+    """
+    own = rows // processes
+    return rows_a_second(own, seconds=TIMED, processes=processes)[own] / steps
 
 
 def forward(rows: int) -> Callable[[], object]:

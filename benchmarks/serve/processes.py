@@ -39,6 +39,13 @@ def environment(**given: str) -> dict[str, str]:
     return ours | os.environ | given
 
 
+def sharing_cores(processes: int) -> list[dict[str, str]]:
+    """The environments of so many processes at once, each of which has its part of the cores."""
+    cores = len(os.sched_getaffinity(0))
+    threads = str(max(1, cores // processes))
+    return [environment(**({"OMP_NUM_THREADS": threads} if processes > 1 else {}))] * processes
+
+
 @contextmanager
 def running(
     name: str,
