@@ -45,7 +45,10 @@ FEW = 1 << 14
 """Values of a single image up to which torch convolves faster without oneDNN."""
 
 PIECE = 1 << 10
-"""Values of a batch from which a core of its own is worth while."""
+"""Values of a batch from which a core of its own is worth while to compiled code."""
+
+EAGER_PIECE = 1 << 11
+"""The same where it is not compiled: its threads wait for the interpreter between operations."""
 
 Shape = tuple[int, ...]
 
@@ -197,11 +200,12 @@ class SharedAmongCores(nn.Module):
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
+        self._least = PIECE if isinstance(network, Compiled) else EAGER_PIECE
 
     def forward(self, u: Tensor, log_snr: Tensor, label: Tensor) -> Tensor:
         """As the network's."""
         cores = torch.get_num_threads()
-        pieces = min(cores, len(u), u.numel() // PIECE)
+        pieces = min(cores, len(u), u.numel() // self._least)
         if torch.is_grad_enabled():
             return cast(Tensor, self.network(u, log_snr, label))
         if pieces < 2:

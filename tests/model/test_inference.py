@@ -241,6 +241,15 @@ def test_cores_share_no_batch_that_is_too_small_for_them_nor_one_with_gradients(
     assert recorder.sizes[1:] == [32, 32, 63]  # 31 are padded
 
 
+def test_cores_share_smaller_batches_of_compiled_code() -> None:
+    recorder = Recorder()
+    asked = inputs(SMALL, 12, 8)
+    with torch.no_grad(), exactly(2):
+        SharedAmongCores(recorder)(*asked)
+        SharedAmongCores(Compiled(random_network(), recorder))(*asked)
+    assert recorder.sizes == [12, 6, 6]
+
+
 def test_what_fails_on_one_core_is_raised_when_the_others_are_done() -> None:
     done = []
 
