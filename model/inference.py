@@ -45,10 +45,11 @@ FEW = 1 << 14
 """Values of a single image up to which torch convolves faster without oneDNN."""
 
 PIECE = 1 << 10
-"""Values of a batch from which a core of its own is worth while to compiled code."""
+"""Values of a batch from which a core of its own is worth while."""
 
-EAGER_PIECE = 1 << 11
-"""The same where it is not compiled: its threads wait for the interpreter between operations."""
+EAGER = 1 << 12
+"""Values from which a batch is shared at all where nothing is compiled: below, threads that wait
+for the interpreter between operations lose more than those that share each operation."""
 
 Shape = tuple[int, ...]
 
@@ -200,12 +201,12 @@ class SharedAmongCores(nn.Module):
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
-        self._least = PIECE if isinstance(network, Compiled) else EAGER_PIECE
+        self._least = 0 if isinstance(network, Compiled) else EAGER
 
     def forward(self, u: Tensor, log_snr: Tensor, label: Tensor) -> Tensor:
         """As the network's."""
         cores = torch.get_num_threads()
-        pieces = min(cores, len(u), u.numel() // self._least)
+        pieces = min(cores, len(u), u.numel() // PIECE) if u.numel() >= self._least else 1
         if torch.is_grad_enabled():
             return cast(Tensor, self.network(u, log_snr, label))
         if pieces < 2:

@@ -48,7 +48,7 @@ def _constants(device: torch.device) -> tuple[Tensor, Tensor]:
 def philox(counter: Tensor, key: Tensor) -> Tensor:
     """Four 32-bit words for each counter: ``(4, …)`` int64 in and out, of a key ``(2, …)``.
 
-    The key broadcasts along the counter, of which it has the dimensions.
+    The key broadcasts along the counter, with as many dimensions. Words are below 2³².
     """
     multipliers, weyl = (
         values.reshape(*values.shape, *[1] * (key.ndim - 1)) for values in _constants(key.device)
@@ -58,7 +58,7 @@ def philox(counter: Tensor, key: Tensor) -> Tensor:
         # The product of two 32-bit words wraps in int64; its bits are the right ones all the same.
         product = (even * multipliers).flip(0)
         even = (product >> 32).bitwise_xor_(odd).bitwise_xor_(round_key).bitwise_and_(_MASK)
-        odd = product  # of which the lower half counts
+        odd = product  # whose upper half the masks take away
     return torch.stack((even, odd), dim=1).flatten(0, 1).bitwise_and_(_MASK)
 
 

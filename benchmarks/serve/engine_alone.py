@@ -9,15 +9,14 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import subprocess
 import sys
 import threading
 import time
 from typing import Any, cast
 
-from benchmarks.serve.load import START_UP, collect
+from benchmarks.serve.load import START_UP, records_of
 from benchmarks.serve.options import window_of
-from benchmarks.serve.processes import ROOT, bound, python, sharing_cores
+from benchmarks.serve.processes import outputs, python
 from benchmarks.serve.summary import Record
 from service.jobs.job import Job
 from service.jobs.lease import Claim
@@ -31,20 +30,9 @@ def drive(clients: int, steps: int, seconds: float, processes: int = 1) -> list[
     """
     own = clients // processes
     arguments = ["--clients", str(own), "--steps", str(steps), "--seconds", str(seconds)]
-    started = [
-        subprocess.Popen(
-            python("benchmarks.serve.engine_alone", *arguments),
-            stdout=subprocess.PIPE,
-            text=True,
-            cwd=ROOT,
-            env=variables,
-            start_new_session=True,
-            preexec_fn=bound(),
-        )
-        for variables in sharing_cores(processes)
-    ]
+    command = python("benchmarks.serve.engine_alone", *arguments)
     limit = window_of(seconds).end + 2 * START_UP
-    return [record for process in started for record in collect(process, limit)]
+    return [record for out in outputs(command, limit, processes) for record in records_of(out)]
 
 
 class LocalClaim:

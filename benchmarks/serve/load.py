@@ -170,7 +170,7 @@ def spawn(load: Load) -> subprocess.Popen[str]:
 
 
 def collect(process: subprocess.Popen[str], limit: float) -> list[Record]:
-    """The records of a load's process; raises BenchError if one of its requests failed."""
+    """The records of a load's process; raises BenchError if it or one of its requests failed."""
     try:
         out, _ = process.communicate(timeout=limit)
     except subprocess.TimeoutExpired as late:
@@ -180,6 +180,11 @@ def collect(process: subprocess.Popen[str], limit: float) -> list[Record]:
         process.wait()
     if process.returncode != 0:
         raise BenchError(f"the clients' process ended with {process.returncode}")
+    return records_of(out)
+
+
+def records_of(out: str) -> list[Record]:
+    """The records that a load's process printed; raises BenchError if a request failed."""
     records = [Record(**record) for record in json.loads(out)]
     failed = [record for record in records if record.error is not None]
     if failed:

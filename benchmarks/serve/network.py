@@ -10,13 +10,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from benchmarks.serve.errors import BenchError
-from benchmarks.serve.processes import ROOT, bound, python, say, sharing_cores
+from benchmarks.serve.processes import outputs, python, say
 
 SLICE = 0.5  # seconds
 TRIALS = 3  # calls before a size is timed
@@ -30,32 +28,12 @@ def rows_a_second(*rows: int, seconds: float, processes: int = 1) -> dict[int, f
     Of several processes at once, which share the cores, it is the sum. Raises BenchError.
     """
     arguments = ["--rows", *map(str, rows), "--seconds", str(seconds)]
-    started = [
-        subprocess.Popen(
-            python("benchmarks.serve.network", *arguments),
-            stdout=subprocess.PIPE,
-            cwd=ROOT,
-            env=variables,
-            start_new_session=True,
-            preexec_fn=bound(),
-        )
-        for variables in sharing_cores(processes)
-    ]
-    curves = [_curve(process, PROCESS_LIMIT + seconds * len(rows)) for process in started]
-    curve = {size: sum(curve[size] for curve in curves) for size in rows}
+    command = python("benchmarks.serve.network", *arguments)
+    found = outputs(command, PROCESS_LIMIT + seconds * len(rows), processes)
+    curves = [json.loads(out) for out in found]
+    curve = {size: float(sum(curve[str(size)] for curve in curves)) for size in rows}
     say("    forward alone: " + ", ".join(f"{n} rows {v:.0f}/s" for n, v in curve.items()))
     return curve
-
-
-def _curve(process: subprocess.Popen[bytes], limit: float) -> dict[int, float]:
-    try:
-        out, _ = process.communicate(timeout=limit)
-    finally:
-        process.kill()
-        process.wait()
-    if process.returncode != 0:
-        raise BenchError(f"the forward alone ended with {process.returncode}; its error is above")
-    return {int(size): float(value) for size, value in json.loads(out).items()}
 
 
 def images_a_second(rows: int, steps: int, processes: int = 1) -> float:

@@ -39,11 +39,39 @@ def environment(**given: str) -> dict[str, str]:
     return ours | os.environ | given
 
 
-def sharing_cores(processes: int) -> list[dict[str, str]]:
-    """The environments of so many processes at once, each of which has its part of the cores."""
-    cores = len(os.sched_getaffinity(0))
-    threads = str(max(1, cores // processes))
-    return [environment(**({"OMP_NUM_THREADS": threads} if processes > 1 else {}))] * processes
+def outputs(command: list[str], limit: float, processes: int = 1) -> list[str]:
+    """What so many processes print that run a command at once, each with its part of the cores.
+
+    Their starts differ by as much as their imports take. Raises BenchError where one fails, or
+    takes more than `limit` seconds; then all are ended.
+    """
+    threads = len(os.sched_getaffinity(0)) // processes
+    variables = environment(OMP_NUM_THREADS=str(threads)) if processes > 1 else environment()
+    started: list[subprocess.Popen[str]] = []
+    found = []
+    try:
+        for _ in range(processes):
+            process = subprocess.Popen(
+                command,
+                stdout=subprocess.PIPE,
+                text=True,
+                cwd=ROOT,
+                env=variables,
+                start_new_session=True,
+                preexec_fn=bound(),
+            )
+            started.append(process)
+        for process in started:
+            found.append(process.communicate(timeout=limit)[0])
+            if process.returncode != 0:
+                raise BenchError(f"{command[2]} ended with {process.returncode}")
+    except subprocess.TimeoutExpired as late:
+        raise BenchError(f"{command[2]} was not done after {limit:.0f} s") from late
+    finally:
+        for process in started:
+            process.kill()
+            process.wait()
+    return found
 
 
 @contextmanager

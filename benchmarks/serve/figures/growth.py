@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import model
 from benchmarks.chart import Panel, Series, chart
 from benchmarks.serve.errors import BenchError
-from benchmarks.serve.load import Load, drive
+from benchmarks.serve.load import WAIT, Load, Request, drive
 from benchmarks.serve.network import images_a_second
 from benchmarks.serve.options import Options, closed_loop, digits, window_of
 from benchmarks.serve.processes import ROOT, say
@@ -20,6 +20,7 @@ from model import checkpoint
 
 CLIENT_COUNTS, MODEL_COUNTS = (1, 4, 16, 64, 256), (1, 2, 3, 4)
 PLOT = ROOT / "docs" / "images" / "growth.svg"
+WARM_UP = 64
 WARM_JOBS = 1000
 JOB_LIMIT = 1.0  # seconds that a short job may take on average
 
@@ -44,6 +45,7 @@ def rates(options: Options) -> str:
             for models in MODEL_COUNTS:
                 requests = digits(options, [name_of(copy) for copy in range(models)])
                 with fokker(models=folder) as system:
+                    warm_up(system.url, requests)
                     for clients in CLIENT_COUNTS:
                         seconds = max(options.seconds / 3, 2 * clients / limits[-1])
                         load = closed_loop(system.url, requests, clients, seconds)
@@ -63,6 +65,11 @@ def rates(options: Options) -> str:
     )
     what = f"Images/s, median and range; the network alone allows {cell_text(limit)}."
     return f"{what}\n\n{found_table}"
+
+
+def warm_up(url: str, requests: Sequence[Request]) -> None:
+    """Some requests of every model, so that each process has loaded and measured it before."""
+    drive(Load(base_url=url, requests=requests, clients=WARM_UP, seconds=WAIT, total=WARM_UP))
 
 
 def cell_text(spread: Spread) -> str:
