@@ -247,7 +247,8 @@ def test_cores_share_smaller_batches_of_compiled_code() -> None:
     with torch.no_grad(), exactly(2):
         SharedAmongCores(recorder)(*asked)
         SharedAmongCores(Compiled(random_network(), recorder))(*asked)
-    assert recorder.sizes == [12, 6, 6]
+        SharedAmongCores(Compiled(random_network(), recorder))(*inputs(SMALL, 2, 8))
+    assert recorder.sizes == [12, 6, 6, 2]
 
 
 def test_what_fails_on_one_core_is_raised_when_the_others_are_done() -> None:

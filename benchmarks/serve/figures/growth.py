@@ -68,7 +68,7 @@ def rates(options: Options) -> str:
 
 
 def warm_up(url: str, requests: Sequence[Request]) -> None:
-    """Some requests of every model, so that each process has loaded and measured it before."""
+    """Some requests of every model, so that it is loaded, and its curve measured, before."""
     drive(Load(base_url=url, requests=requests, clients=WARM_UP, seconds=WAIT, total=WARM_UP))
 
 
