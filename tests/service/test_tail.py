@@ -1,6 +1,8 @@
 """One connection that follows the streams of many: who waits gets what comes, once, in order."""
 
 import asyncio
+import gc
+import warnings
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -175,3 +177,19 @@ async def test_who_waits_is_told_that_redis_is_away_and_may_wait_again(
     await blocked(tail, redis)
     await add(redis, "s", 7)
     assert await again == [7]
+
+
+async def test_a_tail_that_is_closed_leaves_no_connection_whatever_it_was_at(
+    redis: AsyncClient, redis_url: str
+):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", ResourceWarning)
+        for steps in range(100):
+            tail = Tail(redis_url, redis, lambda key, _: key)
+            await tail.read("s", START, 0.001 * (steps % 5))
+            for _ in range(steps):
+                await asyncio.sleep(0)
+            await tail.close()
+        del tail
+        gc.collect()
+    assert [str(warning.message) for warning in caught] == []

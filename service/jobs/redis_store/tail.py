@@ -45,7 +45,14 @@ class Tail:
         self, url: str, redis: Redis, entry: Callable[[bytes, dict[bytes, bytes]], Any]
     ) -> None:
         """redis: an `AsyncClient` for what must not wait for the loop's own connection to url."""
-        self._url, self._redis, self._entry = url, redis, entry
+        self._redis, self._entry = redis, entry
+        # Of the loop. Not made again by itself: it would have another id.
+        self._connection = AsyncClient.from_url(
+            url,
+            single_connection_client=True,
+            retry=Retry(NoBackoff(), 0),
+            socket_timeout=BLOCK + 5,
+        )
         self._waiting: dict[str, set[_Waiting]] = defaultdict(set)
         self._loop: asyncio.Task[None] | None = None
         self._newest: dict[str, Place] = {}  # handed out of each stream; the latest ones last
@@ -55,8 +62,9 @@ class Tail:
         self._interrupting: set[asyncio.Task[None]] = set()
 
     async def close(self) -> None:
-        """End the loop, which closes its connection."""
+        """End the loop, then its connection: the loop may be canceled while it closes that."""
         await end(*self._interrupting, *([self._loop] if self._loop else []))
+        await self._connection.aclose()
 
     async def read(self, stream: str, after: str, seconds: float) -> Sequence[Any]:
         """The next entries after an id, none if none comes in so many seconds.
@@ -111,32 +119,25 @@ class Tail:
         """Ask, as long as anyone waits; a failure is that of all who do."""
         try:
             while self._waiting:
-                async with self._connect() as connection:
-                    self._client_id = await connection.client_id()
+                try:
+                    self._client_id = await self._connection.client_id()
                     while self._waiting:
-                        self._hand_out(await self._ask(connection))
+                        self._hand_out(await self._ask())
                         await asyncio.sleep(PAUSE)
+                finally:
+                    await self._connection.aclose()
         except Exception as error:
             for waiting in [one for ones in self._waiting.values() for one in ones]:
                 if not waiting.found.done():
                     waiting.found.set_exception(error)
 
-    def _connect(self) -> Redis:
-        """A connection that is not made again by itself: it would have another id."""
-        return AsyncClient.from_url(
-            self._url,
-            single_connection_client=True,
-            retry=Retry(NoBackoff(), 0),
-            socket_timeout=BLOCK + 5,
-        )
-
-    async def _ask(self, connection: Redis) -> list[Any]:
+    async def _ask(self) -> list[Any]:
         self._asked = {
             stream: min(one.after for one in ones) for stream, ones in self._waiting.items()
         }
         places = {stream: f"{ms}-{number}" for stream, (ms, number) in self._asked.items()}
         try:
-            answer = connection.xread(cast(Any, places), count=READ, block=int(BLOCK * 1000))
+            answer = self._connection.xread(cast(Any, places), count=READ, block=int(BLOCK * 1000))
             return await cast(Any, answer) or []
         finally:
             self._asked = {}
