@@ -4,8 +4,8 @@ In float32 nothing here changes what a network computes: outputs move by some 1e
 parameters by 4e-6), and a checkpoint's keys and shapes stay. It changes how: weights and
 activations lie channels-last; a processor's convolutions have their weights packed once; group
 norms that torch's kernel is slow at have one of their own; where bf16 is asked for, a processor
-computes the products in it and the rest in float32; and, where asked and a C++ compiler is there,
-batches of fixed sizes run compiled. Cores may share a batch by its rows.
+computes the products in it and the rest in float32; calls go without modules (`model.lean`); or,
+where asked and a C++ compiler is there, they run compiled. Cores may share a batch by its rows.
 `benchmarks/network.py` measures it against diffusers' `UNet2DModel`.
 """
 
@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from model.cores import exactly, side_by_side
 from model.denoiser import Network
+from model.lean import lean
 from model.unet import Attention, UNet
 
 SIZES = (1, 4, 16, 64)
@@ -86,10 +87,8 @@ def prepare(
     if dtype != torch.float32:
         (_lower_products if on_cpu else _lower)(network, dtype)
     if compile_for is None:
-        if on_cpu and torch.backends.cpu.get_cpu_capability() != "AVX512":
-            # There, torch's kernel is slow, but a dozen calls in its place keep the interpreter
-            # from the other cores' threads for longer than they save.
-            _replace_norms(network)
+        _replace_norms(network, on_cpu)
+        network.__class__ = LeanUNet
         return network
     if not can_compile():
         raise ValueError(
@@ -105,7 +104,42 @@ def can_compile() -> bool:
     return any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "clang++"))
 
 
-class ChannelsLastGroupNorm(nn.GroupNorm):
+class LeanUNet(UNet):
+    """A U-Net that is called without its modules where no gradients are asked for."""
+
+    _lean: Network | None = None
+
+    def forward(self, u: Tensor, log_snr: Tensor, label: Tensor) -> Tensor:
+        """As the U-Net's."""
+        if torch.is_grad_enabled():
+            return super().forward(u, log_snr, label)
+        if self._lean is None:
+            self._lean = lean(self, UNet)
+        return cast(Network, self._lean)(u, log_snr, label)
+
+    # What is lean is of the parts as they were, and is not copied.
+
+    def _apply(self, *how: Any, **options: Any) -> Any:
+        self._lean = None
+        return super()._apply(*how, **options)  # type: ignore[no-untyped-call]
+
+    def _load_from_state_dict(self, *what: Any, **options: Any) -> None:
+        self._lean = None
+        super()._load_from_state_dict(*what, **options)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_lean": None}
+
+
+class UncheckedGroupNorm(nn.GroupNorm):
+    """GroupNorm without a look at the shape, of which a U-Net's norms have several values."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The norm of x (rows, channels, H, W)."""
+        return torch.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
+
+
+class ChannelsLastGroupNorm(UncheckedGroupNorm):
     """GroupNorm for large channels-last inputs and groups of a few channels, without gradients.
 
     torch's kernel reads one group at a time: of 48 channels in 8 groups, 6 neighbours. Here all
@@ -116,7 +150,7 @@ class ChannelsLastGroupNorm(nn.GroupNorm):
         """The norm of x (rows, channels, H, W)."""
         own = x.numel() >= LARGE and x.is_contiguous(memory_format=torch.channels_last)
         if torch.is_grad_enabled() or not own:
-            return super().forward(x)
+            return UncheckedGroupNorm.forward(self, x)
         rows, channels, height, width = x.shape
         grouped = (self.num_groups, channels // self.num_groups)
         pixels = x.permute(0, 2, 3, 1).flatten(1, 2)  # (rows, pixels, channels), no copy
@@ -320,7 +354,7 @@ class PackedConv2d(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         """The convolution of x (rows, channels, H, W)."""
         if not self._packs(x):
-            return super().forward(x)
+            return nn.Conv2d.forward(self, x)
         how = (self.padding, self.stride, self.dilation, self.groups)
         if self.packed is None:
             self.packed = torch.ops.mkldnn._reorder_convolution_weight(self.weight, *how, x.shape)
@@ -367,7 +401,7 @@ class LowConv2d(PackedConv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """The convolution of x (rows, channels, H, W)."""
-        return super().forward(x.to(self.weight.dtype)).float()
+        return PackedConv2d.forward(self, x.to(self.weight.dtype)).float()
 
 
 class LowLinear(nn.Linear):
@@ -375,7 +409,7 @@ class LowLinear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """The map of x (…, features)."""
-        return super().forward(x.to(self.weight.dtype))
+        return nn.Linear.forward(self, x.to(self.weight.dtype))
 
 
 def _pack_convolutions(network: UNet) -> None:
@@ -420,10 +454,11 @@ def _between(network: UNet) -> Iterator[nn.Module]:
         yield from part.modules()
 
 
-def _replace_norms(network: UNet) -> None:
-    for parent in list(network.modules()):
-        for name, norm in list(parent.named_children()):
-            if type(norm) is nn.GroupNorm and (norm.num_channels // norm.num_groups) % VECTOR:
-                own = ChannelsLastGroupNorm(norm.num_groups, norm.num_channels, norm.eps)
-                own.weight, own.bias = norm.weight, norm.bias
-                setattr(parent, name, own)
+def _replace_norms(network: UNet, on_cpu: bool) -> None:
+    # With AVX-512, a dozen calls in place of torch's kernel keep the interpreter from the other
+    # cores' threads for longer than they save.
+    slow = on_cpu and torch.backends.cpu.get_cpu_capability() != "AVX512"
+    for norm in network.modules():
+        if type(norm) is nn.GroupNorm:
+            narrow = (norm.num_channels // norm.num_groups) % VECTOR
+            norm.__class__ = ChannelsLastGroupNorm if slow and narrow else UncheckedGroupNorm

@@ -86,9 +86,9 @@ class ResidualBlock(nn.Module):
         self.outputs = outputs
 
     def forward(self, x: Tensor, level: Tensor) -> Tensor:
-        """The block on x (rows, inputs, H, W); level (rows, outputs), its own projection."""
+        """The block on x (rows, inputs, H, W); level (rows, outputs, 1, 1), its own projection."""
         h: Tensor = self.conv1(silu(self.norm1(x)))
-        h.add_(level[:, :, None, None])  # no gradient needs a convolution's own output
+        h.add_(level)  # no gradient needs a convolution's own output
         h = self.conv2(self.dropout(silu(self.norm2(h))))
         return h.add_(self.shortcut(x))
 
@@ -124,7 +124,7 @@ class Block(nn.Module):
         self.attention = Attention(config, outputs) if attends else nn.Identity()
 
     def forward(self, x: Tensor, level: Tensor) -> Tensor:
-        """The block on x (rows, inputs, H, W); level (rows, outputs)."""
+        """The block on x (rows, inputs, H, W); level (rows, outputs, 1, 1)."""
         out: Tensor = self.attention(self.residual(x, level))
         return out
 
@@ -198,7 +198,8 @@ class UNet(nn.Module):
             label = torch.where(label < 0, self.config.classes, label)
             embedding = embedding + self.classes(label)
         dtype = self.norm.weight.dtype
-        levels = iter(self.levels(F.silu(embedding)).to(dtype).split(self.widths, dim=1))
+        projected = self.levels(F.silu(embedding)).to(dtype)[:, :, None, None]
+        levels = iter(projected.split(self.widths, dim=1))
         # Blocks take their projections in the order of `modules()`: down, middle, up.
         h = self.stem(u).to(dtype)
         skips = [h]
