@@ -25,9 +25,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import model
 from model import checkpoint
+from model.cores import PIECE, SharedAmongCores
 from model.follow import replay
 from model.grids import uniform
-from model.inference import SharedAmongCores, prepare
+from model.inference import prepare
 from model.likelihood import Hutchinson, dequantize, log_likelihood
 from model.pf_ode import Adaptive
 from model.plan import from_prior
@@ -304,7 +305,9 @@ def main() -> None:
             if options.threads > 1:
                 networks["ours, shared among cores"] = SharedAmongCores(served)
                 if compiled is not None:
-                    networks["ours, compiled, shared among cores"] = SharedAmongCores(compiled)
+                    networks["ours, compiled, shared among cores"] = SharedAmongCores(
+                        compiled, PIECE
+                    )
                 networks["ours, shared among cores, bf16"] = SharedAmongCores(lowered)
             for name, network in networks.items():
                 off = float((network(*asked) - reference).abs().max())

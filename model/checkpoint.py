@@ -22,9 +22,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from model.analytic import GaussianMixture, GaussianMixtureConfig
+from model.cores import EAGER, PIECE, SharedAmongCores
 from model.data import DataSpec
 from model.denoiser import Denoiser
-from model.inference import SharedAmongCores, prepare
+from model.inference import prepare
 from model.prediction import TO_EPS
 from model.process import PROCESSES, Process
 from model.unet import UNet, UNetConfig
@@ -133,7 +134,7 @@ class Checkpoint:
             shape = self.description.data.shape if compile else None
             fast = prepare(copy.eval(), device=device, dtype=precision, compile_for=shape)
         if isinstance(self.network, UNet) and device.type == "cpu":
-            fast = SharedAmongCores(fast or network)
+            fast = SharedAmongCores(fast or network, PIECE if compile else EAGER)
         return Denoiser(
             network=network,
             prediction=self.description.prediction,

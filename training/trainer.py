@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from model.inference import can_compile
+from model.compiled import can_compile
 from model.noise import Stream
 from model.process import Process
 from model.unet import UNet, UNetConfig

@@ -26,8 +26,9 @@ from typing import Any
 import torch
 
 from model.checkpoint import Checkpoint, library_version
+from model.compiled import Compiled
+from model.cores import SharedAmongCores, rounded
 from model.denoiser import Denoiser
-from model.inference import Compiled, SharedAmongCores, rounded
 from model.noise import Stream, normal, rademacher
 from model.query import Condition, Query
 from worker.runner import is_out_of_memory

@@ -20,7 +20,7 @@ from functools import partial
 import torch
 from celery import signals
 
-from model.inference import can_compile
+from model.compiled import can_compile
 from service.jobs.errors import StoreError
 from service.jobs.hints import TASK_NAME, Hinter, make_celery
 from service.jobs.lease import Claim, WorkerStore

@@ -25,8 +25,8 @@ import torch
 
 import model
 from model.checkpoint import REPLACED, Checkpoint, CheckpointError, load, replaced_path
+from model.compiled import RANGES
 from model.denoiser import Denoiser
-from model.inference import RANGES
 from model.unet import UNetConfig
 from worker.header import Header, read_header
 from worker.knee import Curve, Curves, warm_up

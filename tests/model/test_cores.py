@@ -4,8 +4,11 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from torch import Tensor, nn
 
-from model.cores import exactly, side_by_side
+from benchmarks.network import inputs
+from model.cores import PIECE, SharedAmongCores, exactly, rounded, side_by_side
+from tests.model.networks import SMALL, Recorder, assert_same_up_to_rounding, random_network
 
 
 @pytest.mark.parametrize("cores", [1, 2, 3, 8])
@@ -77,3 +80,56 @@ def test_a_forked_process_has_threads_of_its_own() -> None:
     _, status = os.waitpid(child, 0)
     ended.cancel()
     assert os.waitstatus_to_exitcode(status) == 0
+
+
+def test_a_core_computes_few_different_numbers_of_rows_and_few_in_vain() -> None:
+    found = [rounded(rows) for rows in range(1, 257)]
+    assert found[:16] == list(range(1, 17))
+    assert all(rows <= size < 1.125 * rows for rows, size in enumerate(found, start=1))
+    assert len(set(found)) == 16 + 4 * 8
+
+
+@pytest.mark.parametrize("rows", [1, 11, 35, 64])
+def test_cores_that_share_the_rows_give_the_network_s_answer_in_order(rows: int) -> None:
+    network = random_network()
+    asked = inputs(SMALL, rows, 8)
+    with torch.no_grad(), exactly(2):
+        assert_same_up_to_rounding(SharedAmongCores(network)(*asked), network(*asked))
+
+
+def test_cores_share_no_batch_that_is_too_small_for_them_nor_one_with_gradients() -> None:
+    recorder = Recorder()
+    shared = SharedAmongCores(recorder)
+    small, large = inputs(SMALL, 21, 8), inputs(SMALL, 63, 8)
+    with exactly(2):
+        with torch.no_grad():
+            shared(*small)
+            shared(*large)
+        shared(*large)
+    assert recorder.sizes[0] == 22  # one is padded
+    assert recorder.sizes[1:] == [32, 32, 63]  # 31 are padded
+
+
+def test_cores_share_batches_from_as_many_values_on_as_they_are_told() -> None:
+    recorder = Recorder()
+    asked = inputs(SMALL, 12, 8)
+    with torch.no_grad(), exactly(2):
+        SharedAmongCores(recorder)(*asked)
+        SharedAmongCores(recorder, PIECE)(*asked)
+        SharedAmongCores(recorder, PIECE)(*inputs(SMALL, 2, 8))
+    assert recorder.sizes == [12, 6, 6, 2]
+
+
+def test_what_fails_on_one_core_is_raised_when_the_others_are_done() -> None:
+    done = []
+
+    class Half(nn.Module):
+        def forward(self, u: Tensor, log_snr: Tensor, label: Tensor) -> Tensor:
+            if float(log_snr[0]) < 0:
+                raise RuntimeError("not enough memory")
+            done.append(len(u))
+            return u
+
+    with torch.no_grad(), exactly(2), pytest.raises(RuntimeError, match="not enough memory"):
+        SharedAmongCores(Half())(*inputs(SMALL, 64, 8))
+    assert done == [32]

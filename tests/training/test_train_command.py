@@ -11,7 +11,7 @@ import pytest
 import torch
 from typer.testing import CliRunner, Result
 
-from model.inference import can_compile
+from model.compiled import can_compile
 from service.cli import build_app
 from tests.training import runs
 

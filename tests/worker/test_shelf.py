@@ -13,9 +13,9 @@ import torch
 import worker.shelf
 from model import checkpoint as checkpoints
 from model.checkpoint import Checkpoint, CheckpointError, Description, replaced_path
+from model.compiled import RANGES
 from model.data import DataSpec
 from model.denoiser import Denoiser
-from model.inference import RANGES
 from model.process import VPLinear
 from model.unet import UNet, UNetConfig
 from tests.laws.mixture import mixture
