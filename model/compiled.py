@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from model.cores import PIECE, exactly, pad
 from model.denoiser import Network
+from model.lean import lean
 from model.unet import UNet
 
 SIZES = (1, 4, 16, 64)
@@ -46,6 +47,7 @@ class Compiled(nn.Module):
         super().__init__()
         self.network = network
         self.call = call
+        self._lean: Network = lean(network)
 
     def forward(self, u: Tensor, log_snr: Tensor, label: Tensor) -> Tensor:
         """As the network's."""
@@ -53,7 +55,7 @@ class Compiled(nn.Module):
             return cast(Tensor, self.network(u, log_snr, label))
         # One core is behind several where there is much to compute.
         if torch.get_num_threads() != 1 and u.device.type == "cpu" and u.numel() > PIECE:
-            return cast(Tensor, self.network(u, log_snr, label))
+            return self._lean(u, log_snr, label)
         # Strides are among what it was compiled for, also where they say nothing, as of one row.
         asked = (x.clone(memory_format=torch.contiguous_format) for x in (u, log_snr, label))
         with exactly(1):

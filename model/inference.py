@@ -12,16 +12,15 @@ where asked and a C++ compiler is there, they run compiled. Cores may share a ba
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from model.compiled import Shape, can_compile, compiled_for_cores, compiled_for_gpu
-from model.denoiser import Network
 from model.layers import (
     VECTOR,
     ChannelsLastGroupNorm,
+    Deriving,
     LowConv2d,
     LowLinear,
     PackedConv2d,
@@ -76,31 +75,18 @@ def prepare(
     return compiled(network, compile_for, torch.device(device))
 
 
-class LeanUNet(UNet):
+class LeanUNet(Deriving, UNet):
     """A U-Net that is called without its modules where no gradients are asked for."""
-
-    _lean: Network | None = None
 
     def forward(self, u: Tensor, log_snr: Tensor, label: Tensor) -> Tensor:
         """As the U-Net's."""
         if torch.is_grad_enabled():
-            return super().forward(u, log_snr, label)
-        if self._lean is None:
-            self._lean = lean(self, UNet)
-        return cast(Network, self._lean)(u, log_snr, label)
-
-    # What is lean is of the parts as they were, and is not copied.
-
-    def _apply(self, *how: Any, **options: Any) -> Any:
-        self._lean = None
-        return super()._apply(*how, **options)  # type: ignore[no-untyped-call]
-
-    def _load_from_state_dict(self, *what: Any, **options: Any) -> None:
-        self._lean = None
-        super()._load_from_state_dict(*what, **options)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_lean": None}
+            return UNet.forward(self, u, log_snr, label)
+        own = self.derived
+        if own is None:  # several threads may be here at once
+            own = self.derived = lean(self, UNet)
+        out: Tensor = own(u, log_snr, label)
+        return out
 
 
 def _pack_convolutions(network: UNet) -> None:

@@ -1,7 +1,8 @@
 """Layers of a U-Net as a server calls them, in the places of torch's own.
 
-Each takes the class of one of torch's (`module.__class__ = …`): its parameters, their names and
-shapes stay. `forward` must be callable from what is no `nn.Module` (`model.lean`): no `super()`.
+A module of torch's is given one of these classes (`module.__class__ = …`): its parameters, their
+names and shapes stay. `forward` must be callable from what is no `nn.Module` (`model.lean`): no
+`super()`.
 """
 
 from __future__ import annotations
@@ -22,24 +23,41 @@ FEW = 1 << 14
 """Values of a single image up to which torch convolves faster without oneDNN."""
 
 
-class PackedConv2d(nn.Conv2d):
+class Deriving(nn.Module):
+    """Keeps what is derived from its weights: it goes when they change, and is not copied."""
+
+    derived: Any = None
+
+    def _apply(self, *how: Any, **options: Any) -> Any:
+        self.derived = None
+        return super()._apply(*how, **options)  # type: ignore[no-untyped-call]
+
+    def _load_from_state_dict(self, *what: Any, **options: Any) -> None:
+        self.derived = None
+        super()._load_from_state_dict(*what, **options)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"derived": None}
+
+
+class PackedConv2d(Deriving, nn.Conv2d):
     """A convolution on a processor, whose weights are packed for oneDNN once, in the first call.
 
     torch packs them in every call, which is a tenth of the time of eight digits' with AVX-512. It
     does so still where gradients are asked for; a compiler packs for itself.
     """
 
-    packed: Tensor | None = None
-
     def forward(self, x: Tensor) -> Tensor:
         """The convolution of x (rows, channels, H, W)."""
         if not self._packs(x):
             return nn.Conv2d.forward(self, x)
         how = (self.padding, self.stride, self.dilation, self.groups)
-        if self.packed is None:
-            self.packed = torch.ops.mkldnn._reorder_convolution_weight(self.weight, *how, x.shape)
+        packed = self.derived
+        if packed is None:
+            packed = torch.ops.mkldnn._reorder_convolution_weight(self.weight, *how, x.shape)
+            self.derived = packed
         out: Tensor = torch.ops.mkldnn._convolution_pointwise(
-            x, self.packed, self.bias, *how, "none", [], ""
+            x, packed, self.bias, *how, "none", [], ""
         )
         return out
 
@@ -49,19 +67,6 @@ class PackedConv2d(nn.Conv2d):
             return False
         few = len(x) == 1 and x.numel() <= FEW and x.dtype == torch.float32
         return not few and can_pack(x.dtype)
-
-    # Packed weights are of the weights as they were, and cannot be copied.
-
-    def _apply(self, *how: Any, **options: Any) -> Any:
-        self.packed = None
-        return super()._apply(*how, **options)  # type: ignore[no-untyped-call]
-
-    def _load_from_state_dict(self, *what: Any, **options: Any) -> None:
-        self.packed = None
-        super()._load_from_state_dict(*what, **options)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"packed": None}
 
 
 @cache

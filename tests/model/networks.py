@@ -21,9 +21,9 @@ def shipped() -> UNet:
     return network
 
 
-def random_network() -> UNet:
+def random_network(config: UNetConfig = SMALL) -> UNet:
     torch.manual_seed(0)
-    return UNet(SMALL).eval().requires_grad_(False)
+    return UNet(config).eval().requires_grad_(False)
 
 
 def assert_same_up_to_rounding(found: Tensor, expected: Tensor) -> None:

@@ -5,13 +5,16 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from benchmarks.network import inputs
 from model import checkpoint as checkpoints
 from model.checkpoint import CheckpointError, Description, build_network
+from model.cores import exactly
 from model.data import DataSpec
 from model.process import PROCESSES, VPLinear
 from model.unet import UNetConfig
 from tests.laws.mixture import draw, mixture
 from tests.laws.processes import make
+from tests.model.networks import Recorder
 
 UNET = UNetConfig(in_channels=1, channels=(16, 16), blocks=1, classes=2, head_channels=16)
 DATA = DataSpec(shape=(1, 8, 8), levels=17, class_names=("a", "b"))
@@ -132,3 +135,16 @@ def test_someone_else_s_safetensors_file_is_refused_with_the_reason(tmp_path: Pa
     save_file({"w": torch.zeros(2)}, path)
     with pytest.raises(CheckpointError, match="no 'fokker' entry"):
         checkpoints.load(path)
+
+
+@pytest.mark.parametrize(("compiled", "sizes"), [(False, [32]), (True, [16, 16])])
+def test_cores_share_smaller_batches_where_they_run_compiled_code(
+    saved: Path, monkeypatch: pytest.MonkeyPatch, compiled: bool, sizes: list[int]
+) -> None:
+    recorder = Recorder()
+    monkeypatch.setattr(checkpoints, "prepare", lambda *_, **__: recorder)
+    fast = checkpoints.load(saved).denoiser(compile=compiled).fast
+    assert fast is not None
+    with torch.no_grad(), exactly(2):
+        fast(*inputs(UNET, 32, 8))
+    assert recorder.sizes == sizes

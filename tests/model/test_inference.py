@@ -33,7 +33,7 @@ def test_bf16_works_where_onednn_does_not_have_it(monkeypatch: pytest.MonkeyPatc
     asked = inputs(SMALL, 4, 8)
     with torch.no_grad():
         assert float((lowered(*asked) - plain(*asked)).abs().max()) < 0.1
-    assert all(m.packed is None for m in lowered.modules() if isinstance(m, PackedConv2d))
+    assert all(m.derived is None for m in lowered.modules() if isinstance(m, PackedConv2d))
 
 
 def test_network_in_float64_convolves_in_float64() -> None:

@@ -37,7 +37,7 @@ def test_packed_convolution_is_the_plain_one(
         for side in (8, 64):  # packed once, for images of any size
             x = torch.randn(rows, 16, side, side, dtype=dtype)
             torch.testing.assert_close(packed(x), plain(x), rtol=0, atol=most)
-    assert packed.packed is not None
+    assert packed.derived is not None
 
 
 def test_weights_that_are_loaded_later_are_packed_anew() -> None:

@@ -8,16 +8,12 @@ from benchmarks.network import inputs
 from model.inference import prepare
 from model.lean import lean
 from model.unet import UNet, UNetConfig
+from tests.model.networks import random_network
 
 ATTENDS = UNetConfig(
     in_channels=3, channels=(16, 32), attention=(0,), classes=4, head_channels=16, dropout=0.5
 )
 PLAIN = UNetConfig(in_channels=1, channels=(16,), head_channels=16)
-
-
-def random_network(config: UNetConfig = ATTENDS) -> UNet:
-    torch.manual_seed(0)
-    return UNet(config).eval().requires_grad_(False)
 
 
 @pytest.mark.parametrize("config", [ATTENDS, PLAIN])
@@ -31,7 +27,7 @@ def test_lean_network_is_the_network_to_the_bit(config: UNetConfig, rows: int) -
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_prepared_network_answers_without_its_modules_and_to_the_bit(dtype: torch.dtype) -> None:
-    network = prepare(random_network(), dtype=dtype)
+    network = prepare(random_network(ATTENDS), dtype=dtype)
     assert isinstance(network, UNet)
     asked = inputs(ATTENDS, 4, 8)
     called: list[nn.Module] = []
@@ -45,22 +41,23 @@ def test_prepared_network_answers_without_its_modules_and_to_the_bit(dtype: torc
     assert len(called) == 2, "with gradients, modules are called"
 
 
-def test_weights_that_are_loaded_later_are_those_that_answer() -> None:
-    network, other = prepare(random_network()), random_network()
-    for weight in other.parameters():
-        weight.mul_(1.5)
+def test_weights_that_are_changed_later_are_those_that_answer() -> None:
+    def larger() -> UNet:
+        other = random_network(ATTENDS)
+        for weight in other.parameters():
+            weight.mul_(1.5)
+        return other
+
     asked = inputs(ATTENDS, 4, 8)
     with torch.no_grad():
-        before = network(*asked)
-        network.load_state_dict(other.state_dict())
-        after, copied = network(*asked), copy.deepcopy(network)(*asked)
-        expected = prepare(other)(*asked)
-        doubles = tuple(x.double() if x.is_floating_point() else x for x in asked)
-        double = network.double()(*doubles)
-    assert torch.equal(after, expected)
-    assert torch.equal(copied, expected)
-    assert not torch.equal(before, after)
-    assert double.dtype == torch.float64
+        expected = prepare(larger())(*asked)
+        loaded, applied = prepare(random_network(ATTENDS)), prepare(random_network(ATTENDS))
+        for network in (loaded, applied):
+            assert not torch.equal(network(*asked), expected)
+        loaded.load_state_dict(larger().state_dict())
+        applied._apply(lambda weight: weight * 1.5)
+        for network in (loaded, applied, copy.deepcopy(loaded)):
+            assert torch.equal(network(*asked), expected)
 
 
 def test_parameters_are_shared_and_parts_without_hooks_are_called_by_name() -> None:
@@ -93,5 +90,6 @@ def test_parameters_are_shared_and_parts_without_hooks_are_called_by_name() -> N
     assert torch.equal(own(x), both(x))
     both.first.weight.mul_(2.0)
     assert torch.equal(own(x), both(x))
-    both.first.register_forward_hook(lambda *_: pytest.fail("a hook was called"))
+    for part in (both.first, both.rest, both.rest[1]):
+        part.register_forward_hook(lambda *_: pytest.fail("a hook was called"))
     own(x)

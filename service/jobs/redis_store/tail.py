@@ -46,7 +46,7 @@ class Tail:
     ) -> None:
         """redis: an `AsyncClient` for what must not wait for the loop's own connection to url."""
         self._redis, self._entry = redis, entry
-        # Of the loop. Not made again by itself: it would have another id.
+        # The loop's. Without retries: a connection made anew while it asks would have another id.
         self._connection = AsyncClient.from_url(
             url,
             single_connection_client=True,
@@ -63,8 +63,10 @@ class Tail:
 
     async def close(self) -> None:
         """End the loop, then its connection: the loop may be canceled while it closes that."""
-        await end(*self._interrupting, *([self._loop] if self._loop else []))
-        await self._connection.aclose()
+        try:
+            await end(*self._interrupting, *([self._loop] if self._loop else []))
+        finally:
+            await self._connection.aclose()
 
     async def read(self, stream: str, after: str, seconds: float) -> Sequence[Any]:
         """The next entries after an id, none if none comes in so many seconds.
