@@ -263,7 +263,6 @@ def _plan(process: Process, sampler: TableSampler) -> Plan:
     options = sampler.model_dump(exclude={"name", "steps", "grid", "clip", "t"})
     if isinstance(sampler, Langevin):
         level = process.t_min if sampler.t is None else sampler.t
-        level = min(max(level, process.t_min), process.t_max)
         times = torch.full((sampler.steps,), level, dtype=torch.float64)
     else:
         times = GRIDS[sampler.grid](process, sampler.steps)

@@ -112,9 +112,10 @@ class Shelf:
 
         self._offer(self._scan())
         if not self._offered:
+            known = "has no checkpoint that can be served" if folder.is_dir() else "is no folder"
             raise CheckpointError(
-                f"{folder} has no checkpoint that can be served; put *.safetensors files there "
-                "(from `fokker train`), or leave --models out to serve the shipped model"
+                f"{folder} {known}; put *.safetensors files there (from `fokker train`), or "
+                "leave out --models and FOKKER_MODELS to serve the shipped model"
             )
 
     @property

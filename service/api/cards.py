@@ -11,6 +11,15 @@ KEPT = 1.0
 """Seconds that cards are used without a look; a name that is not among them is looked for anew."""
 
 
+class Times(BaseModel):
+    """Of a model's process: its data are at t_min, its noise at t_max."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    t_min: float
+    t_max: float
+
+
 class Card(BaseModel):
     """A model's card, as far as requests need it."""
 
@@ -20,6 +29,7 @@ class Card(BaseModel):
     digest: str
     shape: tuple[int, int, int]  # (C, H, W)
     levels: int
+    process: Times
     class_names: list[str] | None = None
 
 

@@ -9,7 +9,7 @@ import anyio.to_thread
 import numpy as np
 from pydantic import ValidationError
 
-from service.api.cards import Card, why_none
+from service.api.cards import Card, Times, why_none
 from service.api.dependencies import Services
 from service.api.latents import latent_bytes, read_latents
 from service.api.problems import FieldError, from_pydantic, invalid
@@ -31,6 +31,7 @@ from service.jobs.samplers import (
     SELECTED_FROM,
     Adaptive,
     FixedSolver,
+    Langevin,
     PfOde,
     Reversible,
     Sampler,
@@ -114,6 +115,7 @@ def _check_bounds(parameters: Parameters, card: Card, settings: Settings) -> Non
     if isinstance(parameters, GenerateParameters):
         _check_count(parameters.count, "seeds" if parameters.seeds else "count", settings)
         _check_calls(parameters.sampler, "sampler", settings)
+        _check_time(parameters.sampler, card.process)
         _check_format(parameters, card)
         _check_start(parameters)
     else:
@@ -139,6 +141,13 @@ def _check_calls(
         detail = f"the grid {grid} selects from {SELECTED_FROM} times; ask for at most as many"
         raise invalid(FieldError(f"{field}.steps", detail, asked.calls))
     return None
+
+
+def _check_time(sampler: Sampler, times: Times) -> None:
+    t = sampler.t if isinstance(sampler, Langevin) else None
+    if t is not None and not times.t_min <= t <= times.t_max:
+        detail = f"given {t}; the model's times are {times.t_min:g}..{times.t_max:g}"
+        raise invalid(FieldError("sampler.t", detail, t))
 
 
 def _check_format(parameters: GenerateParameters, card: Card) -> None:

@@ -53,7 +53,7 @@ def _read_array(data: bytes, shape: tuple[int, int, int], levels: int, fit: Fit)
     channels, height, width = shape
     allowed = [(height, width, channels)] + ([(height, width)] if channels == 1 else [])
     if given.shape not in [*allowed, shape]:
-        wanted = " or ".join(str(candidate) for candidate in allowed)
+        wanted = "one image, " + " or ".join(str(candidate) for candidate in [shape, *allowed])
         scaled = "" if fit == "exact" else f'; "fit": "{fit}" scales pictures, not arrays'
         raise ImageError(f"the array has shape {given.shape}; the model takes {wanted}{scaled}")
     array = as_float64(given)

@@ -5,6 +5,7 @@ API and worker read the same models. What depends on a model's card or on the se
 """
 
 from abc import abstractmethod
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
@@ -204,11 +205,21 @@ class InvertParameters(_Conditioned, _OfImages):
         return 2 * self.solver.expected_calls
 
 
+DRAWS = 64
+
+
+def _draws(given: Mapping[str, Any]) -> int:
+    return max(2, min(DRAWS, given.get("steps") or DRAWS))
+
+
 class Bound(Costed):
-    """How the evidence lower bound is estimated: of `steps` steps, null for continuous time."""
+    """How the evidence lower bound is estimated: of `steps` steps, null for continuous time.
+
+    `draws`: 64 if left out, or as many as there are steps.
+    """
 
     steps: int | None = Field(default=None, ge=1)
-    draws: int = Field(default=64, ge=2)
+    draws: int = Field(default_factory=_draws, ge=2)
     recon_draws: int = Field(default=8, ge=2)
 
     @property

@@ -14,7 +14,8 @@ LIMIT = 10.0  # seconds that a test waits for anything
 def card(name: str, shape: list[int], levels: int, class_names: list[str] | None) -> dict[str, Any]:
     digest = f"sha256:{name}"
     names = {"name": name, "digest": digest, "class_names": class_names}
-    return names | {"shape": shape, "levels": levels, "low": -1.0, "high": 1.0}
+    process = {"name": "vp_linear", "t_min": 1e-3, "t_max": 1.0}
+    return names | {"shape": shape, "levels": levels, "low": -1.0, "high": 1.0, "process": process}
 
 
 CARDS = [

@@ -205,6 +205,14 @@ async def test_an_encoding_without_its_companion_is_refused(
             "sampler.solver.steps",
             "4000",
         ),
+        *(
+            (
+                {"model": "digits", "sampler": {"name": "langevin", "t": t}},
+                "sampler.t",
+                "times are 0.001..1",
+            )
+            for t in (0, 1.001, 1e300)
+        ),
         ({"model": "digits", "class_label": 10}, "class_label", "0..9"),
         ({"model": "digits", "class_label": -1}, "class_label", "given -1"),
         ({"model": "faces", "class_label": 0}, "class_label", "no classes"),

@@ -24,6 +24,7 @@ from service.images.decoding import SCAN
 from service.jobs.arrays import ArraysError, unpack
 from service.jobs.parameters import Fit, Latents
 from service.npy import NpyError, read_npy
+from tests.service.helpers import CARDS
 from tests.service.uploads import latents, npy, picture, png_of, raw_png
 
 some = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -223,7 +224,7 @@ def test_a_lying_npy_is_read_or_refused(data: bytes):
         read_or_refuse(data, shape, "exact")
 
 
-CARD = Card(name="digits", digest="sha256:digits", shape=(1, 8, 8), levels=17)
+CARD = Card.model_validate(CARDS[0])
 
 
 def decode_or_refuse(data: bytes) -> None:

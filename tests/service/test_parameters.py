@@ -5,6 +5,7 @@ from pydantic import ValidationError
 
 from service.jobs.parameters import (
     OPERATIONS,
+    Bound,
     GenerateParameters,
     InvertParameters,
     LoglikParameters,
@@ -74,3 +75,18 @@ def test_what_is_out_of_range_is_refused_at_its_field(
     with pytest.raises(ValidationError) as caught:
         OPERATIONS[operation].model_validate({"model": "m"} | body)
     assert [error["loc"][0] for error in caught.value.errors()] == [field]
+
+
+@pytest.mark.parametrize(
+    ("given", "draws"),
+    [({}, 64), ({"steps": 1000}, 64), ({"steps": 20}, 20), ({"steps": 20, "draws": 7}, 7)],
+)
+def test_a_bound_of_few_steps_draws_no_more_than_there_are(
+    given: dict[str, int], draws: int
+) -> None:
+    assert Bound(**given).draws == draws
+
+
+def test_more_draws_than_steps_are_refused() -> None:
+    with pytest.raises(ValidationError, match="as many draws as steps"):
+        Bound(steps=20, draws=21)

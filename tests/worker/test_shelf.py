@@ -628,3 +628,8 @@ def test_a_kept_version_whose_file_goes_is_gone(
     replaced_path(folder / "a.safetensors", old).unlink()
     shelf.refresh()
     assert old not in shelf.digests
+
+
+def test_a_folder_that_is_none_is_refused_as_such(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"nowhere is no folder"):
+        Shelf(tmp_path / "nowhere", CPU)
