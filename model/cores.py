@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
+from threading import Barrier
 from typing import TypeVar, cast
 
 import torch
@@ -25,16 +26,36 @@ for the interpreter between operations lose more than those that share each oper
 Part = TypeVar("Part")
 Found = TypeVar("Found")
 
-_pool = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="network")
+
+def _threads() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(os.cpu_count(), "network", initializer=_use_one_core)
+
+
+def _use_one_core() -> None:
+    # A thread takes over what any thread set last when it first asks, so it asks before it sets.
+    torch.get_num_threads()
+    torch.set_num_threads(1)
 
 
 def _renew() -> None:
     """A process that was forked has none of the threads."""
     global _pool
-    _pool = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="network")
+    _pool = _threads()
 
 
+_pool = _threads()
 os.register_at_fork(after_in_child=_renew)
+
+
+def start_threads(cores: int) -> None:
+    """Start a thread for each of so many cores, before the process has threads of other kinds.
+
+    Where there may be few heaps, glibc gives one of its own to each of the first threads, and to
+    later ones what others use already. Threads that compute with the same heap keep waiting for
+    each other: a call of 64 digits then takes a tenth longer.
+    """
+    together = Barrier(cores)
+    wait([_pool.submit(together.wait) for _ in range(cores)])
 
 
 def side_by_side(
@@ -51,13 +72,11 @@ def side_by_side(
         with exactly(threads):
             return [function(part) for part in parts[lane::lanes]]
 
-    # The caller's thread takes one, since it would do nothing else.
-    others = [_pool.submit(run, lane) for lane in range(1, lanes)]
-    try:
-        found = [run(0)] if parts else []
-    finally:
-        wait(others)
-    found += [other.result() for other in others]
+    if lanes < 2:
+        return run(0) if parts else []
+    running = [_pool.submit(run, lane) for lane in range(lanes)]
+    wait(running)
+    found = [lane.result() for lane in running]
     return [found[place % lanes][place // lanes] for place in range(len(parts))]
 
 

@@ -1,21 +1,24 @@
 """Following a Plan: rows of any Plans advance together, one network call and one update a tick.
 
-A row's next update needs its matrix of the Plan, the noise of that call, and the scale and log-SNR
-to ask at. They are laid out for some calls ahead, since noise for many calls at once costs little
-more than for one; it is keyed by (seed, call), so that how far ahead it was drawn does not show.
+A row's next update needs its line of the Plan's script and the noise of that call. Noise is drawn
+for many calls at once, which costs little more than for one; it is keyed by (seed, call), so that
+how far ahead it was drawn does not show.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from model.noise import Stream, normal
-from model.plan import H, Plan, X, Y
-from model.prediction import eps_from_x0, x0_from_eps
+from model.plan import COS, LOG_SNR, SCALE, SIN, TABLE, H, Plan, X, Y
+from model.prediction import clip_x0
 from model.query import (
     CPU,
     Answer,
@@ -29,8 +32,8 @@ from model.query import (
 )
 from model.slots import Slots
 
-_AHEAD_VALUES = 1 << 16
-_MOST_AHEAD = 32
+_MOST_VALUES, _MOST_CALLS = 1 << 15, 16
+"""Of a row's noise that is drawn at once."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,33 +104,32 @@ def replay(
 
 @dataclass(eq=False, kw_only=True)
 class _Following(Part):
-    """slots: where its rows are, on the device; script: its Plan, a row a call, there too.
+    """Rows that follow one Plan together.
 
-    ahead: the call that is laid out first.
+    places: of its rows in the store; script: the Plan's, on the CPU. drawn: calls whose noise has
+    been drawn; all, where the Plan needs none.
     """
 
     course: Follow
-    slots: Tensor
+    places: list[int]
     seeds: Tensor
-    script: Tensor  # (calls, 17): the matrix, the scale, the log-SNR
-    length: int
-    ahead: int
+    script: NDArray[np.float64]
+    drawn: float
 
     @property
     def calls_left(self) -> float:
-        return float(self.length - self.calls)
+        return float(len(self.script) - self.calls)
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Selection:
     """What is the same as long as the same parts are asked."""
 
-    parts: tuple[_Following, ...]
+    parts: Sequence[_Following]
     slots: Tensor
     condition: Condition
-    counts: Tensor  # rows of each part
     noisy: bool
-    clip: tuple[Tensor, Tensor, Tensor] | None  # which rows; low and high, (rows, 1)
+    clip: Tensor | None  # (rows, 3): whether, low and high
 
 
 class FollowingRows(Store[_Following]):
@@ -136,136 +138,130 @@ class FollowingRows(Store[_Following]):
     def __init__(self, shape: Sequence[int], device: torch.device) -> None:
         self._shape = tuple(shape)
         self._elements = int(torch.Size(shape).numel())
-        self._reach = max(2, min(_MOST_AHEAD, _AHEAD_VALUES // self._elements))
+        self._block = max(1, min(_MOST_CALLS, _MOST_VALUES // self._elements))
         self._rows = Slots(device)
         self._rows.add("registers", 3, self._elements)
-        self._rows.add("script", self._reach, 17)
-        self._rows.add("noise", self._reach, self._elements)
+        self._rows.add("label", dtype=torch.int64)
+        self._rows.add("guidance")
+        self._rows.add("clip", 3)
+        # Of the block of calls that a row is in, and of the one before or after it.
+        self._rows.add("noise", 2, self._block, self._elements)
         self._selection: _Selection | None = None
 
     def admit(self, course: Follow, rows: slice) -> _Following:
         """See `Store`."""
         device = self._rows.device
         x = course.x[rows].to(device).flatten(1)
-        slots = self._rows.take(len(x))
+        condition = course.condition.take(rows).to(device)
+        places = self._rows.take(len(x))
+        slots = torch.tensor(places, device=device)
         registers = self._rows["registers"]
         registers[slots, X] = x
         registers[slots, Y] = x
         if course.h is not None:
             registers[slots, H] = course.h[rows].to(device).flatten(1)
+        self._rows["label"][slots] = condition.label
+        self._rows["guidance"][slots] = condition.guidance
+        if course.clip is not None:
+            clip = (1.0, course.clip.low, course.clip.high)
+            self._rows["clip"][slots] = torch.tensor(clip, dtype=torch.float64, device=device)
         return _Following(
             images=torch.arange(course.rows)[rows],
-            condition=course.condition.take(rows).to(device),
+            condition=condition,
             course=course,
-            slots=slots,
+            places=places,
             seeds=course.seeds[rows].to(device),
-            script=course.plan.script.to(device),
-            length=course.plan.calls,
-            ahead=-self._reach,
+            script=course.plan.script.numpy(),
+            drawn=0 if course.plan.noisy else math.inf,
         )
 
     def ask(self, parts: Sequence[_Following]) -> Asked[_Following]:
         """See `Store`."""
         selection = self._select(parts)
-        self._look_ahead(parts)
-        reach = self._reach
-        now = torch.tensor([part.calls - part.ahead for part in parts]).repeat_interleave(
-            selection.counts
-        )
-        place = selection.slots * reach + now.to(selection.slots.device)
-        script = self._rows["script"].flatten(0, 1)[place]
-        y = self._rows["registers"][selection.slots, Y]
+        self._draw_ahead(parts)
+        lines = [part.script[part.calls] for part in parts for _ in part.places]
+        script = torch.from_numpy(np.array(lines)).to(self._rows.device)
+        y = self._rows["registers"][:, Y].index_select(0, selection.slots)
         query = Query(
-            u=(y / script[:, 15:16]).reshape(-1, *self._shape),
-            log_snr=script[:, 16],
+            u=(y / script[:, SCALE : SCALE + 1]).reshape(-1, *self._shape),
+            log_snr=script[:, LOG_SNR],
             condition=selection.condition,
             reproducible=parts[0].course.reproducible,
         )
-        return Asked(parts=parts, query=query, context=(selection, place, script))
+        return Asked(parts=parts, query=query, context=(selection, script))
 
     def tell(self, asked: Asked[_Following], answer: Answer) -> None:
         """See `Store`."""
-        selection, place, script = asked.context
+        selection, script = asked.context
         eps = answer.eps.flatten(1)
         if selection.clip is not None:
-            eps = _clipped(asked.query, eps, *selection.clip)
-        old = self._rows["registers"][selection.slots]
-        z = self._rows["noise"].flatten(0, 1)[place] if selection.noisy else torch.zeros_like(eps)
-        old = torch.cat((old, eps[:, None], z[:, None]), dim=1)  # (rows, 5, elements)
-        table = script[:, :15].reshape(-1, 3, 5, 1)
+            clips, low, high = selection.clip.split(1, dim=1)
+            cos, sin = script[:, COS : COS + 1], script[:, SIN : SIN + 1]
+            clipped = clip_x0(asked.query.u.flatten(1), eps, cos, sin, low, high)
+            eps = torch.where(clips > 0.0, clipped, eps)
+        registers = self._rows["registers"]
+        old = [*registers.index_select(0, selection.slots).unbind(1), eps]
+        if selection.noisy:
+            old.append(self._noise(asked.parts))
         # Not a matrix product, whose rounding depends on how many rows there are.
-        self._rows["registers"][selection.slots] = (table * old[:, None]).sum(2)
+        table = script[:, TABLE].reshape(-1, 3, 5, 1).unbind(2)
+        new = table[0] * old[0][:, None]
+        for coefficients, register in zip(table[1:], old[1:], strict=False):
+            new.addcmul_(coefficients, register[:, None])
+        registers.index_copy_(0, selection.slots, new)
         for part in asked.parts:
             part.calls += 1
-            part.progress = part.calls / part.length
-            part.done = part.calls == part.length
+            part.progress = part.calls / len(part.script)
+            part.done = part.calls == len(part.script)
 
     def result(self, part: _Following) -> Final:
         """See `Store`."""
-        x, h = self._rows["registers"][part.slots, :2].reshape(-1, 2, *self._shape).unbind(1)
+        x, h = self._rows["registers"][part.places, :2].reshape(-1, 2, *self._shape).unbind(1)
         return Final(x=x, h=h)
 
     def free(self, part: _Following) -> None:
         """See `Store`."""
-        self._rows.give_back(part.slots)
+        self._rows.give_back(part.places)
 
     def _select(self, parts: Sequence[_Following]) -> _Selection:
-        if self._selection is None or self._selection.parts != tuple(parts):
-            counts = torch.tensor([part.rows for part in parts])
+        if self._selection is None or self._selection.parts != parts:
+            places = [place for part in parts for place in part.places]
+            slots = torch.tensor(places, device=self._rows.device)
             self._selection = _Selection(
-                parts=tuple(parts),
-                slots=torch.cat([part.slots for part in parts]),
-                condition=Condition.cat([part.condition for part in parts]),
-                counts=counts,
+                parts=parts,
+                slots=slots,
+                condition=Condition(
+                    label=self._rows["label"].index_select(0, slots),
+                    guidance=self._rows["guidance"].index_select(0, slots),
+                ),
                 noisy=any(part.course.plan.noisy for part in parts),
-                clip=_clips(parts, counts, self._rows.device),
+                clip=self._rows["clip"].index_select(0, slots)
+                if any(part.course.clip for part in parts)
+                else None,
             )
         return self._selection
 
-    def _look_ahead(self, parts: Sequence[_Following]) -> None:
-        """Lay out the calls to come of every part that has used up more than half of its own."""
-        reach = self._reach
-        if all(part.calls < part.ahead + reach for part in parts):
-            return
-        some = [part for part in parts if part.calls >= part.ahead + reach // 2]
-        for part in some:
-            script = part.script[part.calls : part.calls + reach]
-            self._rows["script"][part.slots, : len(script)] = script
-        self._draw([part for part in some if part.course.plan.noisy])
-        for part in some:  # last, so that a failure to draw leaves nothing half laid out
-            part.ahead = part.calls
+    def _noise(self, parts: Sequence[_Following]) -> Tensor:
+        """What has been drawn for this call of each row, ``(rows, elements)``."""
+        noise = self._rows["noise"].flatten(0, 2)
+        ring = 2 * self._block
+        at = [place * ring + part.calls % ring for part in parts for place in part.places]
+        return noise.index_select(0, torch.tensor(at, device=noise.device))
 
-    def _draw(self, some: Sequence[_Following]) -> None:
-        """The noise of the calls to come."""
-        if not some:
+    def _draw_ahead(self, parts: Sequence[_Following]) -> None:
+        """Where a part has none left: a block more of noise, for all that have room for it."""
+        if all(part.calls < part.drawn for part in parts):
             return
-        reach = self._reach
+        block = self._block
+        some = [part for part in parts if part.drawn - part.calls <= block]
         seeds = torch.cat([part.seeds for part in some])
-        first = torch.cat([torch.full_like(part.seeds, part.calls) for part in some])
-        calls = first[:, None] + torch.arange(reach, device=first.device)
+        slots = torch.tensor([place for part in some for place in part.places])
+        first = torch.tensor([part.drawn for part in some for _ in part.places])
+        first, slots = first.to(seeds.device), slots.to(seeds.device)
+        calls = first[:, None] + torch.arange(block, device=first.device)
         noise = normal(
-            seeds.repeat_interleave(reach), Stream.STEP, calls.flatten(), (self._elements,)
+            seeds.repeat_interleave(block), Stream.STEP, calls.flatten(), (self._elements,)
         )
-        slots = torch.cat([part.slots for part in some])
-        self._rows["noise"][slots] = noise.reshape(len(slots), reach, -1)
-
-
-def _clips(
-    parts: Sequence[_Following], counts: Tensor, device: torch.device
-) -> tuple[Tensor, Tensor, Tensor] | None:
-    clips = [part.course.clip for part in parts]
-    if not any(clips):
-        return None
-    bounds = torch.tensor(
-        [(0.0, 0.0, 0.0) if clip is None else (1.0, clip.low, clip.high) for clip in clips],
-        dtype=torch.float64,
-    ).repeat_interleave(counts, dim=0)
-    wanted, low, high = bounds.to(device)[:, :, None].unbind(1)
-    return wanted > 0, low, high
-
-
-def _clipped(query: Query, eps: Tensor, wanted: Tensor, low: Tensor, high: Tensor) -> Tensor:
-    """The ε that belongs to the clipped x̂0, for the rows that want it."""
-    u = query.u.flatten(1)
-    x0 = x0_from_eps(u, eps, query.log_snr)
-    return torch.where(wanted, eps_from_x0(u, x0.clamp(low, high), query.log_snr), eps)
+        self._rows["noise"][slots, first // block % 2] = noise.reshape(len(slots), block, -1)
+        for part in some:  # last, so that a failure to draw leaves nothing half drawn
+            part.drawn += block

@@ -16,9 +16,13 @@ import torch
 from torch import Tensor
 
 from model.noise import Stream, normal
+from model.prediction import angle
 from model.process import Process
 
 X, H, Y, EPS, Z = range(5)
+
+TABLE, SCALE, LOG_SNR, COS, SIN = slice(0, 15), 15, 16, 17, 18
+"""The columns of a script."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,9 +52,13 @@ class Plan:
 
     @cached_property
     def script(self) -> Tensor:
-        """A row a call, ``(calls, 17)``: the matrix, sqrt(α² + σ²), the log-SNR to ask at."""
+        """A line a call, ``(calls, 19)``: its matrix, sqrt(α² + σ²), and the level to ask at.
+
+        That is its log-SNR, and cos φ and sin φ of `model.prediction`.
+        """
         scale, log_snr = self.process.scale(self.times), self.process.log_snr(self.times)
-        return torch.cat((self.table.flatten(1), scale[:, None], log_snr[:, None]), dim=1)
+        level = torch.stack((scale, log_snr, *angle(log_snr)), dim=1)
+        return torch.cat((self.table.flatten(1), level), dim=1)
 
     @cached_property
     def noisy(self) -> bool:

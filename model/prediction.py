@@ -45,6 +45,15 @@ def eps_from_v(u: Tensor, v: Tensor, log_snr: Tensor) -> Tensor:
     return rows(sin, u) * u + rows(cos, u) * v
 
 
+def clip_x0(u: Tensor, eps: Tensor, cos: Tensor, sin: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """The ε that belongs to u and to x̂0 clipped to [low, high].
+
+    u, eps ``(rows, elements)``; the rest ``(rows, 1)``, cos φ and sin φ as of `angle`.
+    """
+    x0 = ((u - sin * eps) / cos).clamp(low, high)
+    return (u - cos * x0) / sin
+
+
 def _identity(u: Tensor, eps: Tensor, log_snr: Tensor) -> Tensor:
     return eps
 

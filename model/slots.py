@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -28,19 +29,19 @@ class Slots:
     def __getitem__(self, name: str) -> Tensor:
         return self._tensors[name]
 
-    def take(self, count: int) -> Tensor:
-        """Free places, the lowest first: int64 ``(count,)`` on the device."""
+    def take(self, count: int) -> list[int]:
+        """Free places, the lowest first."""
         while len(self._free) < count:
             self._grow()
         places = [heapq.heappop(self._free) for _ in range(count)]
         index = torch.tensor(places, device=self.device)
         for tensor in self._tensors.values():
             tensor[index] = 0
-        return index
+        return places
 
-    def give_back(self, places: Tensor) -> None:
+    def give_back(self, places: Sequence[int]) -> None:
         """These places are free again."""
-        for place in places.tolist():
+        for place in places:
             heapq.heappush(self._free, place)
 
     def _grow(self) -> None:

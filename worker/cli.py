@@ -45,11 +45,16 @@ def worker(
     raise typer.Exit(code)
 
 
-def _share_heaps() -> None:
-    """Let threads share two heaps, where glibc would give each its own, eight a core at most.
+def heaps() -> int:
+    """How many heaps the threads of a worker's process share: one a core, and two at least.
 
-    What one thread frees another then uses, so that a worker takes less memory
-    (docs/decisions.md).
+    glibc would give each thread its own, eight a core at most. What one thread frees another then
+    uses, so that a worker takes less memory; those that compute do not wait for each other
+    (docs/decisions.md, `model.cores.start_threads`).
     """
-    with contextlib.suppress(AttributeError):  # another C library
-        ctypes.CDLL(None).mallopt(M_ARENA_MAX, 2)
+    return max(2, len(os.sched_getaffinity(0)))
+
+
+def _share_heaps() -> None:
+    with contextlib.suppress(AttributeError):  # another system, or another C library
+        ctypes.CDLL(None).mallopt(M_ARENA_MAX, heaps())

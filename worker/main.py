@@ -21,6 +21,7 @@ import torch
 from celery import signals
 
 from model.compiled import can_compile
+from model.cores import start_threads
 from service.jobs.errors import StoreError
 from service.jobs.hints import TASK_NAME, Hinter, make_celery
 from service.jobs.lease import Claim, WorkerStore
@@ -223,6 +224,8 @@ def _serve(settings: Settings, metrics: Metrics, cores: SharedCores) -> int:
     use_one_core()
     share_interpreter()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if device.type == "cpu":
+        start_threads(CORES)
     shelf = Shelf(
         settings.models or SHIPPED,
         device,

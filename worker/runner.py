@@ -68,8 +68,7 @@ class Called:
     seconds: float
 
 
-@dataclass(frozen=True, kw_only=True)
-class Seen:
+class Seen(NamedTuple):
     """What one ride asked in a call, and was told; images: which of the course's rows."""
 
     ride: Ride

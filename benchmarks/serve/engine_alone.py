@@ -73,13 +73,15 @@ class Clients:
     def __init__(self, count: int, steps: int, seconds: float) -> None:
         import torch
 
+        from model.cores import start_threads
         from worker.courier import Courier
         from worker.engine import Engine
         from worker.shelf import SHIPPED, Shelf
-        from worker.threads import share_interpreter, use_one_core
+        from worker.threads import CORES, share_interpreter, use_one_core
 
-        share_interpreter()
         use_one_core()
+        share_interpreter()
+        start_threads(CORES)
         self.count, self.steps, self.window = count, steps, window_of(seconds)
         self.records: list[Record] = []
         shelf = Shelf(SHIPPED, torch.device("cpu"))

@@ -51,9 +51,7 @@ def forward(rows: int) -> Callable[[], object]:
 
     import model
     from model.checkpoint import load
-    from worker.threads import share_interpreter
 
-    share_interpreter()
     checkpoint = load(Path(model.__file__).parent / "zoo" / "digits.safetensors")
     denoiser = checkpoint.denoiser()
     network = denoiser.fast or denoiser.network
@@ -71,6 +69,11 @@ def forward(rows: int) -> Callable[[], object]:
 
 def measure(sizes: Sequence[int], seconds: float) -> dict[int, float]:
     """Rows/s of each batch size, over `seconds` of each."""
+    from model.cores import start_threads
+    from worker.threads import CORES, share_interpreter
+
+    share_interpreter()
+    start_threads(CORES)
     calls = {rows: forward(rows) for rows in sizes}
     for call in calls.values():
         for _ in range(TRIALS):

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from benchmarks.serve.errors import BenchError
 from service.children import bound_to_parent
+from worker.cli import heaps
 
 ROOT = Path(__file__).resolve().parents[2]
 GRACE = 15.0  # seconds from SIGTERM to SIGKILL
@@ -35,7 +36,8 @@ def python(module: str, *arguments: str) -> list[str]:
 
 def environment(**given: str) -> dict[str, str]:
     """The environment of children whose threads spin, and share heaps, as those of a worker do."""
-    ours = {"GOMP_SPINCOUNT": "10000", "MALLOC_ARENA_MAX": "2", "PYTHONPATH": str(ROOT)}
+    arenas = str(heaps())
+    ours = {"GOMP_SPINCOUNT": "10000", "MALLOC_ARENA_MAX": arenas, "PYTHONPATH": str(ROOT)}
     return ours | os.environ | given
 
 
