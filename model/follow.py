@@ -129,7 +129,7 @@ class _Selection:
     slots: Tensor
     condition: Condition
     noisy: bool
-    clip: Tensor | None  # (rows, 3): whether, low and high
+    clip: tuple[Tensor, Tensor, Tensor] | None  # (rows, 1): whether, low and high
 
 
 class FollowingRows(Store[_Following]):
@@ -181,26 +181,25 @@ class FollowingRows(Store[_Following]):
         self._draw_ahead(parts)
         lines = [part.script[part.calls] for part in parts for _ in part.places]
         script = torch.from_numpy(np.array(lines)).to(self._rows.device)
-        y = self._rows["registers"][:, Y].index_select(0, selection.slots)
+        registers = self._rows["registers"].index_select(0, selection.slots).unbind(1)
         query = Query(
-            u=(y / script[:, SCALE : SCALE + 1]).reshape(-1, *self._shape),
+            u=(registers[Y] / script[:, SCALE : SCALE + 1]).reshape(-1, *self._shape),
             log_snr=script[:, LOG_SNR],
             condition=selection.condition,
             reproducible=parts[0].course.reproducible,
         )
-        return Asked(parts=parts, query=query, context=(selection, script))
+        return Asked(parts=parts, query=query, context=(selection, script, registers))
 
     def tell(self, asked: Asked[_Following], answer: Answer) -> None:
         """See `Store`."""
-        selection, script = asked.context
+        selection, script, registers = asked.context
         eps = answer.eps.flatten(1)
         if selection.clip is not None:
-            clips, low, high = selection.clip.split(1, dim=1)
+            wanted, low, high = selection.clip
             cos, sin = script[:, COS : COS + 1], script[:, SIN : SIN + 1]
             clipped = clip_x0(asked.query.u.flatten(1), eps, cos, sin, low, high)
-            eps = torch.where(clips > 0.0, clipped, eps)
-        registers = self._rows["registers"]
-        old = [*registers.index_select(0, selection.slots).unbind(1), eps]
+            eps = torch.where(wanted, clipped, eps)
+        old = [*registers, eps]
         if selection.noisy:
             old.append(self._noise(asked.parts))
         # Not a matrix product, whose rounding depends on how many rows there are.
@@ -208,7 +207,7 @@ class FollowingRows(Store[_Following]):
         new = table[0] * old[0][:, None]
         for coefficients, register in zip(table[1:], old[1:], strict=False):
             new.addcmul_(coefficients, register[:, None])
-        registers.index_copy_(0, selection.slots, new)
+        self._rows["registers"].index_copy_(0, selection.slots, new)
         for part in asked.parts:
             part.calls += 1
             part.progress = part.calls / len(part.script)
@@ -227,6 +226,8 @@ class FollowingRows(Store[_Following]):
         if self._selection is None or self._selection.parts != parts:
             places = [place for part in parts for place in part.places]
             slots = torch.tensor(places, device=self._rows.device)
+            clips, low, high = self._rows["clip"][slots][:, :, None].unbind(1)
+            clip = (clips > 0.0, low, high)
             self._selection = _Selection(
                 parts=parts,
                 slots=slots,
@@ -235,9 +236,7 @@ class FollowingRows(Store[_Following]):
                     guidance=self._rows["guidance"].index_select(0, slots),
                 ),
                 noisy=any(part.course.plan.noisy for part in parts),
-                clip=self._rows["clip"].index_select(0, slots)
-                if any(part.course.clip for part in parts)
-                else None,
+                clip=clip if any(part.course.clip for part in parts) else None,
             )
         return self._selection
 

@@ -85,8 +85,9 @@ class LeanUNet(Deriving, UNet):
         own = self.derived
         if own is None:  # several threads may be here at once
             own = self.derived = lean(self, UNet)
-        out: Tensor = own(u, log_snr, label)
-        return out
+        with torch.inference_mode():
+            out: Tensor = own(u, log_snr, label)
+        return out.clone()  # what callers may change, and use where gradients are asked for
 
 
 def _pack_convolutions(network: UNet) -> None:

@@ -50,8 +50,8 @@ def clip_x0(u: Tensor, eps: Tensor, cos: Tensor, sin: Tensor, low: Tensor, high:
 
     u, eps ``(rows, elements)``; the rest ``(rows, 1)``, cos φ and sin φ as of `angle`.
     """
-    x0 = ((u - sin * eps) / cos).clamp(low, high)
-    return (u - cos * x0) / sin
+    x0 = torch.addcmul(u, sin, eps, value=-1.0).div_(cos).clamp_(low, high)
+    return torch.addcmul(u, cos, x0, value=-1.0).div_(sin)
 
 
 def _identity(u: Tensor, eps: Tensor, log_snr: Tensor) -> Tensor:
