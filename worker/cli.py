@@ -46,13 +46,13 @@ def worker(
 
 
 def heaps() -> int:
-    """How many heaps the threads of a worker's process share: one a core, and two at least.
+    """How many heaps the threads of a worker's process share: two a core.
 
     glibc would give each thread its own, eight a core at most. What one thread frees another then
-    uses, so that a worker takes less memory; those that compute do not wait for each other
+    uses, so that a worker takes less memory; and those that compute need not wait for each other
     (docs/decisions.md, `model.cores.start_threads`).
     """
-    return max(2, len(os.sched_getaffinity(0)))
+    return 2 * len(os.sched_getaffinity(0))
 
 
 def _share_heaps() -> None:

@@ -1,4 +1,6 @@
 import os
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 
@@ -34,6 +36,25 @@ def test_parts_run_side_by_side_and_no_more_than_there_are_cores() -> None:
     with exactly(2):
         side_by_side(part, range(6))
     assert together == [0, 2]
+
+
+def test_threads_that_were_started_before_are_those_that_compute() -> None:
+    script = """
+import threading
+import torch
+from model.cores import side_by_side, start_threads
+start_threads(3)
+before = {thread.name for thread in threading.enumerate()}
+torch.set_num_threads(3)
+meet = threading.Barrier(3)
+def part(_):
+    meet.wait(10)
+    return threading.current_thread().name, torch.get_num_threads()
+found = side_by_side(part, range(3))
+assert len(before) == 4 and {name for name, _ in found} == before - {"MainThread"}, (before, found)
+assert all(threads == 1 for _, threads in found), found
+"""
+    subprocess.run([sys.executable, "-c", script], check=True)
 
 
 @pytest.mark.parametrize("cores", [1, 2])

@@ -5,6 +5,8 @@ import sys
 
 import pytest
 
+from worker.cli import heaps
+
 WORKER = """
 import ctypes, threading
 import typer
@@ -37,12 +39,13 @@ except typer.Exit as end:
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="heaps of glibc")
-def test_threads_of_a_worker_share_two_heaps_unless_told_otherwise() -> None:
-    assert heaps() == 2
-    assert 2 < heaps(MALLOC_ARENA_MAX="6") <= 6
+def test_threads_of_a_worker_share_two_heaps_a_core_unless_told_otherwise() -> None:
+    assert used() == min(heaps(), 9)  # by 9 threads
+    assert heaps() == 2 * len(os.sched_getaffinity(0))
+    assert used(MALLOC_ARENA_MAX="3") == 3
 
 
-def heaps(**given: str) -> int:
+def used(**given: str) -> int:
     """How many heaps a worker's threads have used, with these variables."""
     ours = {name: value for name, value in os.environ.items() if name not in UNSET} | given
     command = [sys.executable, "-c", WORKER]
