@@ -27,8 +27,11 @@ Part = TypeVar("Part")
 Found = TypeVar("Found")
 
 
+_MOST = os.cpu_count() or 1
+
+
 def _threads() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(os.cpu_count(), "network", initializer=_use_one_core)
+    return ThreadPoolExecutor(_MOST, "network", initializer=_use_one_core)
 
 
 def _use_one_core() -> None:
@@ -54,8 +57,9 @@ def start_threads(cores: int) -> None:
     later ones what others use already. Threads that compute with the same heap keep waiting for
     each other: a call of 64 digits then takes a tenth longer.
     """
-    together = Barrier(cores)
-    wait([_pool.submit(together.wait) for _ in range(cores)])
+    count = min(cores, _MOST)
+    together = Barrier(count)
+    wait([_pool.submit(together.wait) for _ in range(count)])
 
 
 def side_by_side(
