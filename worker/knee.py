@@ -54,7 +54,7 @@ WARM = 1.0
 PROBES = 8
 """Products a row of the likelihood call that is measured."""
 
-_REVISION = 4
+_REVISION = 5
 """Of how a network is called: another one where that makes calls cost something else."""
 
 _SAMPLE_ROWS = 256
