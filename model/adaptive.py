@@ -116,7 +116,7 @@ class AdaptiveRows:
 
     def admit(self, y: Tensor, start: float, end: float, max_calls: int) -> Tensor:
         """Places of new rows at y ``(rows, n)``, in phase 0."""
-        at = torch.tensor(self.slots.take(len(y)), device=self.slots.device)
+        at = self.slots.take(len(y))
         self.slots["y"][at] = y
         for name, value in (("t", start), ("start", start), ("end", end), ("max_calls", max_calls)):
             self.slots[name][at] = value

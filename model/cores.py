@@ -23,21 +23,24 @@ EAGER = 1 << 12
 """Values from which a batch is shared at all where nothing is compiled: below, threads that wait
 for the interpreter between operations lose more than those that share each operation."""
 
+_START = 60.0
+"""Seconds that a thread may take to start."""
+
 Part = TypeVar("Part")
 Found = TypeVar("Found")
 
 
-_MOST = os.cpu_count() or 1
+def use_cores(cores: int) -> None:
+    """How many cores this thread's tensor operations may use; before its first one."""
+    # A thread takes over what any thread set last when it first asks, so it asks before it sets.
+    torch.get_num_threads()
+    torch.set_num_threads(cores)
 
 
 def _threads() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(_MOST, "network", initializer=_use_one_core)
-
-
-def _use_one_core() -> None:
-    # A thread takes over what any thread set last when it first asks, so it asks before it sets.
-    torch.get_num_threads()
-    torch.set_num_threads(1)
+    # So many that whoever else computes, a loader that measures its model, need not queue.
+    most = 2 * (os.cpu_count() or 1)
+    return ThreadPoolExecutor(most, "network", initializer=use_cores, initargs=(1,))
 
 
 def _renew() -> None:
@@ -55,11 +58,12 @@ def start_threads(cores: int) -> None:
 
     Where there may be few heaps, glibc gives one of its own to each of the first threads, and to
     later ones what others use already. Threads that compute with the same heap keep waiting for
-    each other: a call of 64 digits then takes a tenth longer.
+    each other: a call of 64 digits then takes 7 % longer.
     """
-    count = min(cores, _MOST)
-    together = Barrier(count)
-    wait([_pool.submit(together.wait) for _ in range(count)])
+    count = min(cores, os.cpu_count() or 1)
+    together = Barrier(count, timeout=_START)
+    for started in [_pool.submit(together.wait) for _ in range(count)]:
+        started.result()
 
 
 def side_by_side(
@@ -68,7 +72,9 @@ def side_by_side(
     """The function of each part, as many at a time as there are cores, in the order of the parts.
 
     threads: that each part uses for its own tensor operations. Where one part fails, its error is
-    raised when the others are done: nothing goes on in the background.
+    raised when the others are done: nothing goes on in the background. A part must not do this
+    itself, since all threads might then wait for more. A thread that touches tensors for the first
+    time afterwards has one core, as these have, unless it says otherwise (`use_cores`).
     """
     lanes = min(torch.get_num_threads(), len(parts))
 

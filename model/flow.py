@@ -312,7 +312,7 @@ class FlowingRows(Store[_Flowing]):
 
     def free(self, part: _Flowing) -> None:
         """See `Store`."""
-        self._rows.give_back(part.slots.tolist())
+        self._rows.give_back(part.slots)
 
 
 def _traces(answer: Answer, probes: Tensor | None) -> Tensor:

@@ -7,7 +7,6 @@ how far ahead it was drawn does not show.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
@@ -18,7 +17,7 @@ from torch import Tensor
 
 from model.noise import Stream, normal
 from model.plan import COS, LOG_SNR, SCALE, SIN, TABLE, H, Plan, X, Y
-from model.prediction import clip_x0
+from model.prediction import eps_of_clipped_x0
 from model.query import (
     CPU,
     Answer,
@@ -106,15 +105,16 @@ def replay(
 class _Following(Part):
     """Rows that follow one Plan together.
 
-    places: of its rows in the store; script: the Plan's, on the CPU. drawn: calls whose noise has
-    been drawn; all, where the Plan needs none.
+    slots, places: of its rows in the store, on its device and as numbers; script: the Plan's, on
+    the CPU. drawn: calls whose noise has been drawn; all, where the Plan needs none.
     """
 
     course: Follow
+    slots: Tensor
     places: list[int]
     seeds: Tensor
     script: NDArray[np.float64]
-    drawn: float
+    drawn: int
 
     @property
     def calls_left(self) -> float:
@@ -153,8 +153,7 @@ class FollowingRows(Store[_Following]):
         device = self._rows.device
         x = course.x[rows].to(device).flatten(1)
         condition = course.condition.take(rows).to(device)
-        places = self._rows.take(len(x))
-        slots = torch.tensor(places, device=device)
+        slots = self._rows.take(len(x))
         registers = self._rows["registers"]
         registers[slots, X] = x
         registers[slots, Y] = x
@@ -169,16 +168,18 @@ class FollowingRows(Store[_Following]):
             images=torch.arange(course.rows)[rows],
             condition=condition,
             course=course,
-            places=places,
+            slots=slots,
+            places=slots.tolist(),
             seeds=course.seeds[rows].to(device),
             script=course.plan.script.numpy(),
-            drawn=0 if course.plan.noisy else math.inf,
+            drawn=0 if course.plan.noisy else course.plan.calls,
         )
 
     def ask(self, parts: Sequence[_Following]) -> Asked[_Following]:
         """See `Store`."""
         selection = self._select(parts)
         self._draw_ahead(parts)
+        noise = self._noise(parts) if selection.noisy else None
         lines = [part.script[part.calls] for part in parts for _ in part.places]
         script = torch.from_numpy(np.array(lines)).to(self._rows.device)
         registers = self._rows["registers"].index_select(0, selection.slots).unbind(1)
@@ -188,25 +189,24 @@ class FollowingRows(Store[_Following]):
             condition=selection.condition,
             reproducible=parts[0].course.reproducible,
         )
-        return Asked(parts=parts, query=query, context=(selection, script, registers))
+        return Asked(parts=parts, query=query, context=(selection, script, registers, noise))
 
     def tell(self, asked: Asked[_Following], answer: Answer) -> None:
         """See `Store`."""
-        selection, script, registers = asked.context
+        selection, script, registers, noise = asked.context
         eps = answer.eps.flatten(1)
         if selection.clip is not None:
             wanted, low, high = selection.clip
             cos, sin = script[:, COS : COS + 1], script[:, SIN : SIN + 1]
-            clipped = clip_x0(asked.query.u.flatten(1), eps, cos, sin, low, high)
+            clipped = eps_of_clipped_x0(asked.query.u.flatten(1), eps, cos, sin, low, high)
             eps = torch.where(wanted, clipped, eps)
-        old = [*registers, eps]
-        if selection.noisy:
-            old.append(self._noise(asked.parts))
-        # Not a matrix product, whose rounding depends on how many rows there are.
+        # Neither a matrix product, whose rounding depends on how many rows there are, nor fused
+        # operations, which are fused in some places and not in others on some processors.
         table = script[:, TABLE].reshape(-1, 3, 5, 1).unbind(2)
-        new = table[0] * old[0][:, None]
-        for coefficients, register in zip(table[1:], old[1:], strict=False):
-            new.addcmul_(coefficients, register[:, None])
+        new = torch.zeros_like(table[0])
+        for coefficients, register in zip(table, (*registers, eps, noise), strict=True):
+            if register is not None:
+                new = new + coefficients * register[:, None]
         self._rows["registers"].index_copy_(0, selection.slots, new)
         for part in asked.parts:
             part.calls += 1
@@ -215,30 +215,32 @@ class FollowingRows(Store[_Following]):
 
     def result(self, part: _Following) -> Final:
         """See `Store`."""
-        x, h = self._rows["registers"][part.places, :2].reshape(-1, 2, *self._shape).unbind(1)
+        x, h = self._rows["registers"][part.slots, :2].reshape(-1, 2, *self._shape).unbind(1)
         return Final(x=x, h=h)
 
     def free(self, part: _Following) -> None:
         """See `Store`."""
-        self._rows.give_back(part.places)
+        self._rows.give_back(part.slots)
 
     def _select(self, parts: Sequence[_Following]) -> _Selection:
-        if self._selection is None or self._selection.parts != parts:
+        if self._selection is None or self._selection.parts != list(parts):
             places = [place for part in parts for place in part.places]
             slots = torch.tensor(places, device=self._rows.device)
-            clips, low, high = self._rows["clip"][slots][:, :, None].unbind(1)
-            clip = (clips > 0.0, low, high)
             self._selection = _Selection(
-                parts=parts,
+                parts=list(parts),
                 slots=slots,
                 condition=Condition(
                     label=self._rows["label"].index_select(0, slots),
                     guidance=self._rows["guidance"].index_select(0, slots),
                 ),
                 noisy=any(part.course.plan.noisy for part in parts),
-                clip=clip if any(part.course.clip for part in parts) else None,
+                clip=self._clips(slots) if any(part.course.clip for part in parts) else None,
             )
         return self._selection
+
+    def _clips(self, slots: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        clips, low, high = self._rows["clip"].index_select(0, slots)[:, :, None].unbind(1)
+        return clips > 0.0, low, high
 
     def _noise(self, parts: Sequence[_Following]) -> Tensor:
         """What has been drawn for this call of each row, ``(rows, elements)``."""
@@ -248,15 +250,19 @@ class FollowingRows(Store[_Following]):
         return noise.index_select(0, torch.tensor(at, device=noise.device))
 
     def _draw_ahead(self, parts: Sequence[_Following]) -> None:
-        """Where a part has none left: a block more of noise, for all that have room for it."""
+        """Where a part has none left: a block more of noise, for all that want it and have room."""
         if all(part.calls < part.drawn for part in parts):
             return
         block = self._block
-        some = [part for part in parts if part.drawn - part.calls <= block]
+        some = [
+            part
+            for part in parts
+            if part.drawn < len(part.script) and part.drawn - part.calls <= block
+        ]
         seeds = torch.cat([part.seeds for part in some])
-        slots = torch.tensor([place for part in some for place in part.places])
-        first = torch.tensor([part.drawn for part in some for _ in part.places])
-        first, slots = first.to(seeds.device), slots.to(seeds.device)
+        slots = torch.cat([part.slots for part in some])
+        drawn = [part.drawn for part in some for _ in part.places]
+        first = torch.tensor(drawn, device=seeds.device)
         calls = first[:, None] + torch.arange(block, device=first.device)
         noise = normal(
             seeds.repeat_interleave(block), Stream.STEP, calls.flatten(), (self._elements,)

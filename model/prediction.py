@@ -45,13 +45,15 @@ def eps_from_v(u: Tensor, v: Tensor, log_snr: Tensor) -> Tensor:
     return rows(sin, u) * u + rows(cos, u) * v
 
 
-def clip_x0(u: Tensor, eps: Tensor, cos: Tensor, sin: Tensor, low: Tensor, high: Tensor) -> Tensor:
+def eps_of_clipped_x0(
+    u: Tensor, eps: Tensor, cos: Tensor, sin: Tensor, low: Tensor, high: Tensor
+) -> Tensor:
     """The ε that belongs to u and to x̂0 clipped to [low, high].
 
     u, eps ``(rows, elements)``; the rest ``(rows, 1)``, cos φ and sin φ as of `angle`.
     """
-    x0 = torch.addcmul(u, sin, eps, value=-1.0).div_(cos).clamp_(low, high)
-    return torch.addcmul(u, cos, x0, value=-1.0).div_(sin)
+    x0 = ((u - sin * eps) / cos).clamp(low, high)
+    return (u - cos * x0) / sin
 
 
 def _identity(u: Tensor, eps: Tensor, log_snr: Tensor) -> Tensor:

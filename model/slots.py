@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -29,19 +28,19 @@ class Slots:
     def __getitem__(self, name: str) -> Tensor:
         return self._tensors[name]
 
-    def take(self, count: int) -> list[int]:
-        """Free places, the lowest first."""
+    def take(self, count: int) -> Tensor:
+        """Free places, the lowest first: int64 ``(count,)`` on the device."""
         while len(self._free) < count:
             self._grow()
         places = [heapq.heappop(self._free) for _ in range(count)]
         index = torch.tensor(places, device=self.device)
         for tensor in self._tensors.values():
             tensor[index] = 0
-        return places
+        return index
 
-    def give_back(self, places: Sequence[int]) -> None:
+    def give_back(self, places: Tensor) -> None:
         """These places are free again."""
-        for place in places:
+        for place in places.tolist():
             heapq.heappush(self._free, place)
 
     def _grow(self) -> None:

@@ -26,12 +26,13 @@ import torch
 import model
 from model.checkpoint import REPLACED, Checkpoint, CheckpointError, load, replaced_path
 from model.compiled import RANGES
+from model.cores import use_cores
 from model.denoiser import Denoiser
 from model.unet import UNetConfig
 from worker.header import Header, read_header
 from worker.knee import Curve, Curves, warm_up
 from worker.metrics import Metrics
-from worker.threads import SharedCores, use_cores
+from worker.threads import SharedCores
 
 SHIPPED = Path(model.__file__).parent / "zoo"
 

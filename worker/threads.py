@@ -14,6 +14,8 @@ import sys
 
 import torch
 
+from model.cores import use_cores
+
 CORES = torch.get_num_threads()
 """What OMP_NUM_THREADS says, else the machine's cores: read before anyone changed it."""
 
@@ -65,13 +67,6 @@ class SharedCores:
 def use_one_core() -> None:
     """For a thread that makes no network calls, before its first tensor operation."""
     use_cores(1)
-
-
-def use_cores(cores: int) -> None:
-    """For a thread before its first tensor operation."""
-    # A thread takes over what any thread set last when it first asks, so it asks before it sets.
-    torch.get_num_threads()
-    torch.set_num_threads(cores)
 
 
 def share_interpreter() -> None:

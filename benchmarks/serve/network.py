@@ -46,7 +46,7 @@ def images_a_second(rows: int, steps: int, processes: int = 1) -> float:
 
 
 def forward(rows: int) -> Callable[[], object]:
-    """A call of the shipped network on `rows` rows, set up as a worker sets it up."""
+    """A call of the shipped network on `rows` rows."""
     import torch
 
     import model
@@ -68,7 +68,7 @@ def forward(rows: int) -> Callable[[], object]:
 
 
 def measure(sizes: Sequence[int], seconds: float) -> dict[int, float]:
-    """Rows/s of each batch size, over `seconds` of each."""
+    """Rows/s of each batch size, over `seconds` of each, in a process set up as a worker's."""
     from model.cores import start_threads
     from worker.threads import CORES, share_interpreter
 

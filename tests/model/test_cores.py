@@ -51,10 +51,9 @@ torch.set_num_threads(count)
 meet = threading.Barrier(count)
 def part(_):
     meet.wait(10)
-    return threading.current_thread().name, torch.get_num_threads()
+    return threading.current_thread().name
 found = side_by_side(part, range(count)) if count > 1 else []
-assert len(before) == 1 + count and {name for name, _ in found} <= before, found
-assert all(threads == 1 for _, threads in found), found
+assert len(before) == 1 + count and set(found) <= before, found
 """
     subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
 

@@ -11,18 +11,19 @@ import torch
 from torch import Tensor
 
 from model import follow
+from model.cores import exactly
 from model.follow import Clip, Final, Follow, FollowingRows, replay
 from model.grids import uniform
 from model.noise import Stream, normal
 from model.plan import Plan
 from model.process import VPLinear
 from model.query import Answer, Condition, Query, run
-from model.samplers import ddim, ddpm
+from model.samplers import ddpm, dpmpp_2m
 
 SHAPE = (1, 3, 5)
 PROCESS = VPLinear()
 LONG, SHORT = ddpm(PROCESS, uniform(PROCESS, 70)), ddpm(PROCESS, uniform(PROCESS, 37))
-CALM = ddim(PROCESS, uniform(PROCESS, 41))
+CALM = dpmpp_2m(PROCESS, uniform(PROCESS, 41))
 NARROW = Clip(low=-0.3, high=0.2)
 
 
@@ -32,18 +33,22 @@ def course(plan: Plan, rows: int, seed: int, clip: Clip | None = None) -> Follow
         plan=plan,
         x=normal(seeds, Stream.PRIOR, 0, SHAPE),
         seeds=seeds,
-        condition=Condition.same(rows),
+        condition=Condition(label=seeds % 5, guidance=1.0 + seeds.double() / 100.0),
+        h=normal(seeds, Stream.PROBE, 0, SHAPE),
         clip=clip,
     )
 
 
 def evaluate(query: Query) -> Answer:
     """Any function of a row alone, whose bits do not depend on where the row stands."""
-    return Answer(eps=torch.tanh(2.0 * query.u + query.log_snr[:, None, None, None] / 7.0))
+    condition = query.condition
+    shift = query.log_snr / 7.0 + condition.guidance * condition.label
+    return Answer(eps=torch.tanh(2.0 * query.u + shift[:, None, None, None]))
 
 
 def alone(asked: Follow) -> Final:
-    return run(replay(asked.plan, asked.x, asked.seeds, asked.condition, clip=asked.clip), evaluate)
+    more: dict[str, Any] = {"h": asked.h, "clip": asked.clip}
+    return run(replay(asked.plan, asked.x, asked.seeds, asked.condition, **more), evaluate)
 
 
 @dataclass
@@ -110,11 +115,12 @@ def test_images_too_large_to_draw_many_calls_at_once_end_alike(
     assert_each_is_as_if_alone(travellers)
 
 
-def test_an_update_is_the_plan_s_matrix_of_registers_output_and_noise() -> None:
+@pytest.mark.parametrize("plan", [SHORT, CALM])
+def test_an_update_is_the_plan_s_matrix_of_registers_output_and_noise(plan: Plan) -> None:
     """Written out in numpy, call by call."""
-    asked = course(SHORT, 2, 7, NARROW)
-    plan, process = asked.plan, asked.plan.process
-    registers = np.stack((asked.x, np.zeros_like(asked.x), asked.x))  # x, h, y
+    asked, process = course(plan, 2, 7, NARROW), plan.process
+    assert asked.h is not None
+    registers = np.stack((asked.x, asked.h, asked.x))  # x, h, y
     for call, t in enumerate(plan.times):
         alpha, sigma = float(process.alpha(t)), float(process.sigma(t))
         scale = float(process.scale(t))
@@ -127,7 +133,9 @@ def test_an_update_is_the_plan_s_matrix_of_registers_output_and_noise() -> None:
         eps = (y - alpha * x0) / sigma
         z = normal(asked.seeds, Stream.STEP, call, SHAPE).numpy()
         registers = np.einsum("rk,k...->r...", plan.table[call], np.stack((*registers, eps, z)))
-    np.testing.assert_allclose(alone(asked).x, registers[0], rtol=1e-9, atol=1e-9)
+    final = alone(asked)
+    np.testing.assert_allclose(final.x, registers[0], rtol=1e-9, atol=1e-9)
+    np.testing.assert_allclose(final.h, registers[1], rtol=1e-9, atol=1e-9)
 
 
 def test_where_noise_cannot_be_drawn_the_same_parts_can_be_asked_again(
@@ -147,3 +155,19 @@ def test_where_noise_cannot_be_drawn_the_same_parts_can_be_asked_again(
         asked = store.ask([part])
         store.tell(asked, evaluate(asked.query))
     assert torch.equal(store.result(part).x, alone(travellers[0].course).x)
+
+
+def test_cores_that_share_an_update_change_no_bit() -> None:
+    """A row's registers may then be cut anywhere."""
+    seeds = torch.arange(7)
+    x = normal(seeds, Stream.PRIOR, 0, (3, 32, 33))
+    plan = ddpm(PROCESS, uniform(PROCESS, 3))
+
+    def final(rows: slice, cores: int) -> Tensor:
+        condition = Condition.same(len(seeds[rows]))
+        with exactly(cores):
+            return run(replay(plan, x[rows], seeds[rows], condition, clip=NARROW), evaluate).x
+
+    together = final(slice(0, 7), 3)
+    for row in range(7):
+        assert torch.equal(together[row : row + 1], final(slice(row, row + 1), 1))

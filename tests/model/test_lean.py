@@ -93,3 +93,13 @@ def test_parameters_are_shared_and_parts_without_hooks_are_called_by_name() -> N
     for part in (both.first, both.rest, both.rest[1]):
         part.register_forward_hook(lambda *_: pytest.fail("a hook was called"))
     own(x)
+
+
+def test_an_answer_may_be_changed_and_used_where_gradients_are_asked_for() -> None:
+    network = prepare(random_network(PLAIN))
+    with torch.no_grad():
+        found = network(*inputs(PLAIN, 2, 8))
+    found += 1.0
+    weight = torch.ones((), requires_grad=True)
+    (weight * found).sum().backward()
+    assert weight.grad == found.sum()
