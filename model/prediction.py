@@ -29,20 +29,18 @@ def rows(values: Tensor, like: Tensor) -> Tensor:
 
 def x0_from_eps(u: Tensor, eps: Tensor, log_snr: Tensor) -> Tensor:
     """x̂0 = (u − sin φ ε)/cos φ: Tweedie's posterior mean. Shapes (rows, …), log_snr (rows,)."""
-    cos, sin = angle(log_snr)
-    return (u - rows(sin, u) * eps) / rows(cos, u)
+    return _x0(u, eps, *_factors(u, log_snr))
 
 
 def eps_from_x0(u: Tensor, x0: Tensor, log_snr: Tensor) -> Tensor:
     """ε = (u − cos φ x̂0)/sin φ."""
-    cos, sin = angle(log_snr)
-    return (u - rows(cos, u) * x0) / rows(sin, u)
+    return _eps(u, x0, *_factors(u, log_snr))
 
 
 def eps_from_v(u: Tensor, v: Tensor, log_snr: Tensor) -> Tensor:
     """ε = sin φ u + cos φ v."""
-    cos, sin = angle(log_snr)
-    return rows(sin, u) * u + rows(cos, u) * v
+    cos, sin = _factors(u, log_snr)
+    return sin * u + cos * v
 
 
 def eps_of_clipped_x0(
@@ -52,7 +50,20 @@ def eps_of_clipped_x0(
 
     u, eps ``(rows, elements)``; the rest ``(rows, 1)``, cos φ and sin φ as of `angle`.
     """
-    x0 = ((u - sin * eps) / cos).clamp(low, high)
+    return _eps(u, _x0(u, eps, cos, sin).clamp(low, high), cos, sin)
+
+
+def _factors(u: Tensor, log_snr: Tensor) -> tuple[Tensor, Tensor]:
+    """cos φ and sin φ, to multiply u."""
+    cos, sin = angle(log_snr)
+    return rows(cos, u), rows(sin, u)
+
+
+def _x0(u: Tensor, eps: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    return (u - sin * eps) / cos
+
+
+def _eps(u: Tensor, x0: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return (u - cos * x0) / sin
 
 
